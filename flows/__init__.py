@@ -1,0 +1,1 @@
+"""Order, retries, caching, tracking: what joins the library to Prefect and MLflow."""

@@ -1,0 +1,95 @@
+"""What a pipeline leaves behind: its MLflow runs and its output folder."""
+
+import shutil
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.plan import Plan
+from flows.registry import Registration
+from flows.report import build_report, render_markdown, write_report
+from flows.stages import current_session
+from flows.tracking import Tracker
+from proxyrob.certify.smoothing import CERTIFICATES
+from proxyrob.compare import Comparison
+from proxyrob.evaluate.verdicts import VERDICTS
+from proxyrob.export import CARD, CARD_JSON, MODEL
+from proxyrob.figures import PicturesReport
+from proxyrob.storage.files import require_writable, write_bytes
+
+CONFIGURATION = "configuration.yaml"
+
+
+class Outcome:
+    """Opens the parent run, marks it failed if the block fails, and writes the output folder at the end."""
+
+    def __init__(self, plan: Plan, changes: tuple[str, ...], output: str | None) -> None:
+        self.plan = plan
+        settings = current_session().settings
+        self.folder = Path(output).absolute() if output else settings.runs / f"{plan.config.name}-{plan.digest[:8]}"
+        require_writable(self.folder)
+        require_writable(settings.store)
+        self.tracker = Tracker(settings)
+        self._title = " ".join([plan.config.name, *(changes or ("as it ships",))])
+        self._started = time.monotonic()
+        self._run_id = ""
+
+    def __enter__(self) -> Self:
+        self._run_id = self.tracker.open_pipeline(self.plan, self._title, current_session().device)
+        write_bytes(self.folder / CONFIGURATION, yaml.safe_dump(self.plan.config.dump(), sort_keys=False).encode())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self.tracker.fail(self._run_id, str(error) or type(error).__name__)
+
+    def record_models(self) -> str:
+        """Record the proxy and every model; the run id of the model that is released."""
+        self.tracker.record_proxy(self.plan, self._run_id)
+        runs = {variant: self.tracker.record_variant(self.plan, variant, self._run_id) for variant in self.plan.variants}
+        for run in runs.values():
+            self.tracker.close_model(run)
+        return runs[self.plan.released]
+
+    def conclude(self, comparison: dict[str, Comparison], registration: Registration) -> dict[str, Any]:
+        """Write the output folder, finish the parent run, show the result in Prefect's UI; the report."""
+        submitted = current_session().submitted
+        cached = [label for label, entry in submitted.items() if entry.future.state.name == "Cached"]
+        seconds = {}
+        for label, entry in submitted.items():
+            record = entry.stage.record()
+            assert record is not None
+            seconds[label] = round(record.elapsed_s, 2)
+        report = build_report(
+            self.plan,
+            comparison,
+            registration,
+            preset=self.plan.config.name,
+            seconds={"total": round(time.monotonic() - self._started, 2), **seconds},
+            cached=cached,
+        )
+        self._copy_results()
+        write_report(self.folder, report)
+        note = render_markdown(report)
+        if not self.tracker.is_finished(self._run_id):
+            self.tracker.close_pipeline(self.plan, self._run_id, report, note)
+        create_markdown_artifact(key="result", markdown=note, description=f"{self._title} ({self.plan.digest[:12]})")
+        create_table_artifact(key="stages", table=[{"stage": k, "seconds": v, "cached": k in cached} for k, v in seconds.items()])
+        return report
+
+    def _copy_results(self) -> None:
+        plan = self.plan
+        files = {name: plan.export.verified(name) for name in (MODEL, CARD, CARD_JSON)}
+        pictures = plan.pictures.finished(PicturesReport)
+        assert pictures is not None
+        files |= {name: plan.pictures.verified(name) for name in pictures.names}
+        for variant, stages in plan.variants.items():
+            files[f"{variant}/{VERDICTS}"] = stages.evaluate.verified(VERDICTS)
+            files[f"{variant}/{CERTIFICATES}"] = stages.certify.verified(CERTIFICATES)
+        for name, path in files.items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, self.folder / name)

@@ -1,0 +1,42 @@
+"""The whole path of one image, as one flow: the project's table of contents."""
+
+from contextlib import ExitStack
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.assess import assess_attacks, assess_certificates
+from flows.build_proxy import build_proxy
+from flows.outcome import Outcome
+from flows.plan import plan_pipeline
+from flows.release import compare_variants, draw_pictures, export_released, release
+from flows.stages import await_stages, current_session, open_worker_session
+from flows.train_robust import train_robust, train_smooth
+from proxyrob.config import load_config
+
+
+@flow(name="proxyrob", flow_run_name="{preset}", task_runner=ThreadPoolTaskRunner(max_workers=64), retries=0)
+def run_pipeline(preset: str = "digits", changes: tuple[str, ...] = (), output: str | None = None) -> dict[str, Any]:
+    """From real images to a registered, exported robust model.
+
+    ``preset`` is a preset's name or a YAML file, ``changes`` are ``key.path=value``, ``output`` is the folder of
+    ``report.json`` and the pictures. Stages that were done before are not done again. Returns the report.
+    """
+    config = load_config(preset, changes)
+    with ExitStack() as stack:
+        stack.enter_context(open_worker_session())
+        plan = plan_pipeline(config, current_session().settings.store)
+        outcome = stack.enter_context(Outcome(plan, changes, output))
+        built = build_proxy(plan)
+        attacked, certified = {}, {}
+        for variant in reversed(plan.variants):  # the mixed one first: what follows from it takes longest
+            attacked[variant] = assess_attacks(plan, variant, [train_robust(plan, variant, built)])
+        exported = export_released(plan, [attacked[plan.released].evaluation])
+        for variant in reversed(plan.variants):
+            certified[variant] = assess_certificates(plan, variant, [train_smooth(plan, variant, built)])
+        draw_pictures(plan, [exported, *certified.values(), *(futures.sanity for futures in attacked.values())])
+        await_stages()
+        run_id = outcome.record_models()
+        registration = release(plan, outcome.tracker, run_id)
+        return outcome.conclude(compare_variants(plan), registration)

@@ -1,0 +1,201 @@
+"""The one module that writes to MLflow's model registry."""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+
+import mlflow
+import mlflow.onnx
+import numpy as np
+import onnx
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from flows.plan import Plan, model_name
+from flows.tracking import DIGEST_TAG, Tracker
+from proxyrob.compare import Comparison, GateDecision, compare_verdicts, decide_promotion
+from proxyrob.compare.tables import Verdicts
+from proxyrob.evaluate import SanityReport, VerdictHeader, read_verdicts
+from proxyrob.evaluate.verdicts import VERDICTS
+from proxyrob.export import CARD, CARD_JSON, MODEL, ExportReport, ModelCard
+from proxyrob.source import read_split
+from proxyrob.storage import Report
+from proxyrob.storage.files import read_header
+from proxyrob.train import TrainReport
+from proxyrob.types import as_images
+
+CHALLENGER, CHAMPION = "challenger", "champion"
+GATE_TAG = "gate"
+LARGEST_TAG = 5000
+
+
+class Registration(Report):
+    """A registered version, its aliases, and what the gate said of it."""
+
+    name: str
+    version: int
+    aliases: tuple[str, ...]
+    decision: GateDecision
+
+
+def register_model(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
+    """Register the plan's exported model, make it challenger, and champion if the gate says PASS.
+
+    Done once for each exported model: a repeated call finds the version and its decision. ``run_id`` is the MLflow run
+    of the released variant.
+    """
+    client, name = tracker.client, model_name(plan.config)
+    found = _find_version(client, name, plan.export.digest)
+    if found is None:
+        found = _register(plan, tracker, run_id, name)
+    number = int(found.version)
+    if GATE_TAG in found.tags:
+        decision = GateDecision.model_validate_json(found.tags[GATE_TAG])
+        return Registration(name=name, version=number, aliases=_aliases(client, name, number), decision=decision)
+    client.set_registered_model_alias(name, CHALLENGER, str(number))
+    decision = _decide(plan, tracker, name, number)
+    client.set_model_version_tag(name, str(number), GATE_TAG, decision.model_dump_json()[:LARGEST_TAG])
+    client.set_model_version_tag(name, str(number), "gate.verdict", decision.verdict)
+    if decision.verdict == "PASS":
+        client.set_registered_model_alias(name, CHAMPION, str(number))
+    return Registration(name=name, version=number, aliases=_aliases(client, name, number), decision=decision)
+
+
+def pull_model(tracking_uri: str, reference: str, folder: Path) -> Path:
+    """Download a registered model (``name``, ``name@alias`` or ``name/version``): ``model.onnx``, ``card.md``, ``card.json``.
+
+    Without alias or version it is the champion. Raises ``ValueError`` when there is no such model, saying which there are.
+    """
+    client = MlflowClient(tracking_uri, tracking_uri)
+    name, _, alias = reference.partition("@")
+    name, _, number = name.partition("/")
+    try:
+        chosen = client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias or CHAMPION)
+    except MlflowException as error:
+        known = ", ".join(model.name for model in client.search_registered_models()) or "none yet"
+        wanted = f"version {number}" if number else f"alias {alias or CHAMPION!r}"
+        raise ValueError(f"there is no registered model {name!r} with {wanted}; registered models: {known}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        downloaded = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{chosen.version}", dst_path=scratch))
+        for file, content in (
+            (MODEL, downloaded / MODEL),
+            (CARD, downloaded / "extra_files" / CARD),
+            (CARD_JSON, downloaded / "extra_files" / CARD_JSON),
+        ):
+            (folder / file).write_bytes(content.read_bytes())
+    return folder / MODEL
+
+
+def _find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        client.create_registered_model(
+            name, description=f"Robust classifiers of {name.partition('-')[0]}; `champion` is the one to use, `challenger` the newest."
+        )
+    found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'")
+    return client.get_model_version(name, str(found[0].version)) if found else None
+
+
+def _register(plan: Plan, tracker: Tracker, run_id: str, name: str) -> ModelVersion:
+    card = ModelCard.model_validate({key: value for key, value in _card_json(plan).items() if key in ModelCard.model_fields})
+    channels, height, width = card.image_shape
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, channels, height, width), "images")]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(card.class_names)), "logits")]),
+    )
+    example = as_images(read_split(plan.source, "train").stored[:2]).numpy()
+    mlflow.set_tracking_uri(tracker.uri)
+    mlflow.set_registry_uri(tracker.uri)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logged = Model.log(
+        artifact_path=None,  # pyright: ignore[reportArgumentType]  (a model with a name has no path of its own)
+        name="model",
+        flavor=mlflow.onnx,
+        onnx_model=onnx.load(plan.export.verified(MODEL)),
+        run_id=run_id,
+        signature=signature,
+        input_example={"images": example},
+        pip_requirements=["onnxruntime", "numpy"],
+        onnx_execution_providers=["CPUExecutionProvider"],
+        save_as_external_data=False,
+        extra_files=[str(plan.export.verified(file)) for file in (CARD, CARD_JSON)],
+    )
+    tags = {
+        DIGEST_TAG: plan.export.digest,
+        "threat_model": card.threat,
+        "clean_accuracy": f"{card.clean.value:.4f}",
+        "pgd_accuracy": f"{card.pgd.value:.4f}",
+        "autoattack_accuracy": f"{card.autoattack.value:.4f}",
+        "autoattack_interval": f"{card.autoattack.low:.4f} to {card.autoattack.high:.4f}",
+        "test_images": str(card.autoattack.n),
+    }
+    return tracker.client.create_model_version(
+        name, logged.model_uri, run_id=run_id, model_id=logged.model_id, tags=tags, description=plan.export.verified(CARD).read_text()
+    )
+
+
+def _card_json(plan: Plan) -> dict[str, object]:
+    return json.loads(plan.export.verified(CARD_JSON).read_text())
+
+
+def _decide(plan: Plan, tracker: Tracker, name: str, number: int) -> GateDecision:
+    stages = plan.variants[plan.released]
+    exported, trained = plan.export.finished(ExportReport), stages.train.finished(TrainReport)
+    sanity = stages.sanity.finished(SanityReport)
+    assert exported is not None and trained is not None and sanity is not None
+    reference, comparison, fault = _compare(plan, tracker, name, number)
+    return decide_promotion(
+        comparison,
+        reference=reference,
+        parity_passed=exported.parity.passed,
+        failed_checks=tuple(check.name for check in sanity.checks if not check.passed),
+        selection=trained.selection,
+        incomparable=fault,
+    )
+
+
+def _compare(plan: Plan, tracker: Tracker, name: str, number: int) -> tuple[str, Comparison | None, str | None]:
+    """Against the champion where there is one, else against the model trained on real images alone."""
+    ours = read_verdicts(plan.variants[plan.released].evaluate)
+    champion = _champion(tracker.client, name)
+    if champion is not None and int(champion.version) != number:
+        reference = f"champion (version {champion.version})"
+        try:
+            theirs = _download_verdicts(tracker, champion)
+            found = compare_verdicts(ours, theirs, margin=plan.config.gate.margin, confidence=plan.config.gate.confidence)
+        except (ValueError, MlflowException) as error:
+            return reference, None, str(error)
+        return reference, found["autoattack"], None
+    if plan.released == "real-only":
+        return "nothing: it is the first version", None, None
+    theirs = read_verdicts(plan.variants["real-only"].evaluate)
+    found = compare_verdicts(ours, theirs, margin=plan.config.gate.margin, confidence=plan.config.gate.confidence)
+    return "the same training on real images alone", found["autoattack"], None
+
+
+def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    try:
+        return client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        return None
+
+
+def _download_verdicts(tracker: Tracker, version: ModelVersion) -> Verdicts:
+    assert version.run_id is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = tracker.download(version.run_id, f"tables/{VERDICTS}", Path(folder))
+        return pd.read_parquet(path), VerdictHeader.model_validate(read_header(path))
+
+
+def _aliases(client: MlflowClient, name: str, number: int) -> tuple[str, ...]:
+    aliases = client.get_registered_model(name).aliases
+    return tuple(sorted(alias for alias, held in aliases.items() if int(held) == number))

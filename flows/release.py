@@ -1,0 +1,71 @@
+"""Last part: export, pictures, comparison, record, registration and promotion."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from prefect import task
+from prefect.futures import PrefectFuture
+
+from flows.plan import Plan, describe_data, describe_training, model_name
+from flows.registry import Registration, register_model
+from flows.stages import submit_stage
+from flows.tracking import Tracker
+from proxyrob.certify import read_certificates
+from proxyrob.compare import Comparison, compare_certificates, compare_verdicts
+from proxyrob.evaluate import read_verdicts
+from proxyrob.export import export_classifier
+from proxyrob.figures import draw_run
+
+
+def export_released(plan: Plan, after: Iterable[PrefectFuture[Any]]) -> PrefectFuture[Any]:
+    """Export the released variant to ONNX and prove that it equals the trained model."""
+    stages = plan.variants[plan.released]
+    return submit_stage(
+        export_classifier,
+        plan.export,
+        "export",
+        after=after,
+        name=model_name(plan.config),
+        training=describe_training(plan.config, plan.released),
+        training_data=describe_data(plan.config, plan.released),
+        source=plan.source,
+        model=stages.train,
+        evaluation=stages.evaluate,
+        seed=plan.config.seed,
+    )
+
+
+def draw_pictures(plan: Plan, after: Iterable[PrefectFuture[Any]]) -> PrefectFuture[Any]:
+    """Draw the pictures of the run."""
+    proxy = plan.config.proxy
+    return submit_stage(
+        draw_run,
+        plan.pictures,
+        "pictures",
+        after=after,
+        synthetic_name=f"synthetic images ({proxy.kind})" if proxy else "",
+        source=plan.source,
+        synthetic=plan.synthetic,
+        trainings={name: stages.train for name, stages in plan.variants.items()},
+        certifications={name: stages.certify for name, stages in plan.variants.items()},
+    )
+
+
+def compare_variants(plan: Plan) -> dict[str, Comparison]:
+    """Mixed against real-only on the same images; empty where there is only one variant."""
+    if "mixed" not in plan.variants:
+        return {}
+    mixed, real = plan.variants["mixed"], plan.variants["real-only"]
+    confidence = plan.config.gate.confidence
+    return {
+        **compare_verdicts(read_verdicts(mixed.evaluate), read_verdicts(real.evaluate), confidence=confidence),
+        **compare_certificates(
+            read_certificates(mixed.certify), read_certificates(real.certify), plan.config.certify.radii, confidence=confidence
+        ),
+    }
+
+
+@task(name="register and promote", task_run_name="register and promote")
+def release(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
+    """Register the exported model and promote it if the gate says PASS."""
+    return register_model(plan, tracker, run_id)

@@ -1,0 +1,71 @@
+"""The environment: where things lie and what they run on. Nothing here changes a result, so nothing here is in a digest."""
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Annotated
+
+from platformdirs import user_data_path
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from proxyrob.storage.files import require_writable
+
+
+class Settings(BaseSettings):
+    """Read from ``PROXYROB_…`` environment variables."""
+
+    model_config = SettingsConfigDict(env_prefix="PROXYROB_", frozen=True, extra="ignore")
+
+    home: Annotated[Path, Field(description="folder of results, MLflow's and Prefect's embedded stores")] = user_data_path("proxyrob")
+    tracking_uri: Annotated[str | None, Field(description="MLflow server; the embedded store when not set")] = None
+    device: Annotated[str, Field(description="auto, cpu, cuda or cuda:1")] = "auto"
+    workers: Annotated[int, Field(gt=0, description="stages that run at once, each in a process of its own")] = os.cpu_count() or 1
+    threads: Annotated[int, Field(gt=0, description="threads of each stage; another number may round differently")] = 1
+
+    @property
+    def store(self) -> Path:
+        """Stage folders."""
+        return self.home.absolute() / "store"
+
+    @property
+    def runs(self) -> Path:
+        """Output folders of runs."""
+        return self.home.absolute() / "runs"
+
+    @property
+    def artifacts(self) -> Path:
+        """MLflow's embedded artifact folder."""
+        return self.home.absolute() / "mlflow" / "artifacts"
+
+    @property
+    def resolved_tracking_uri(self) -> str:
+        """The MLflow server, or the embedded SQLite file at an absolute path."""
+        return self.tracking_uri or f"sqlite:///{self.home.absolute() / 'mlflow' / 'mlflow.db'}"
+
+
+def prepare_environment(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what Prefect and MLflow read when they are imported, unless the user has set it: call this before.
+
+    Nothing phones home; Prefect's embedded files lie below our own folder; results are JSON, never pickles. Raises
+    ``PermissionError`` or ``NotADirectoryError`` when the home cannot be written.
+    """
+    defaults = {
+        "DO_NOT_TRACK": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_HOME": str(settings.home.absolute() / "prefect"),
+        "PREFECT_LOCAL_STORAGE_PATH": str(settings.store),
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "MLFLOW_TRACKING_URI": settings.resolved_tracking_uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    for name, value in defaults.items():
+        environment.setdefault(name, value)
+    for folder in (Path(environment["PREFECT_HOME"]), settings.store, settings.runs, settings.artifacts):
+        require_writable(folder)

@@ -1,0 +1,198 @@
+"""A stage of the library as a Prefect task: cached by digest, retried by cause, run in a process of its own."""
+
+import heapq
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect import Task, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture, wait
+
+from flows.display import Display, QuietDisplay
+from flows.settings import Settings
+from flows.workers import WorkerDied, run_in_child
+from proxyrob.device import resolve_device
+from proxyrob.errors import SourceUnavailable
+from proxyrob.storage import Report, Stage
+
+UI_INTERVAL_S = 2.0
+
+
+class PrioritySlots:
+    """A bounded number of workers; of those that wait, the one with the lowest priority number goes first."""
+
+    def __init__(self, slots: int) -> None:
+        self._free = slots
+        self._waiting: list[int] = []
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, priority: int) -> Iterator[None]:
+        """Wait for a slot, hold it for the block."""
+        with self._changed:
+            heapq.heappush(self._waiting, priority)
+            self._changed.wait_for(lambda: self._free > 0 and self._waiting[0] == priority)
+            heapq.heappop(self._waiting)
+            self._free -= 1
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += 1
+                self._changed.notify_all()
+
+
+@dataclass
+class Session:
+    """What the tasks of one flow run share: the environment, the display and the workers."""
+
+    settings: Settings
+    device: str
+    display: Display
+    slots: PrioritySlots = field(init=False)
+    submitted: dict[str, "Submitted"] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.slots = PrioritySlots(self.settings.workers)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A stage that was handed to the task runner."""
+
+    stage: Stage
+    future: PrefectFuture[Any]
+
+
+_session: ContextVar[Session] = ContextVar("session")
+
+
+@contextmanager
+def open_session(session: Session) -> Iterator[Session]:
+    """Make ``session`` the one that tasks submitted inside the block see."""
+    token = _session.set(session)
+    try:
+        yield session
+    finally:
+        _session.reset(token)
+
+
+def current_session() -> Session:
+    """The session of the flow run this is called in."""
+    return _session.get()
+
+
+@contextmanager
+def open_worker_session() -> Iterator[Session]:
+    """The session that is open already, as the command line's is, or a quiet one for a worker of a Prefect server."""
+    if (session := _session.get(None)) is not None:
+        yield session
+        return
+    settings = Settings()
+    with open_session(Session(settings, str(resolve_device(settings.device)), QuietDisplay())) as session:
+        yield session
+
+
+def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Retry only what may succeed on a second try: an unreachable source, a process that was killed."""
+    try:
+        state.result()
+    except (SourceUnavailable, WorkerDied, ConnectionError):
+        return True
+    except BaseException:  # any other cause, also an interrupt, would only fail again
+        return False
+    return False
+
+
+@dataclass
+class ByStage(CachePolicy):
+    """The stage's digest is the cache key."""
+
+    def compute_key(self, task_ctx: Any, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any) -> str | None:
+        stage: Stage = inputs["stage"]
+        return f"{stage.name}/{stage.folder.name}/result.json"
+
+
+@task(
+    cache_policy=ByStage(),
+    persist_result=True,
+    result_serializer="json",
+    retries=2,
+    retry_delay_seconds=[2.0, 10.0],
+    retry_jitter_factor=0.3,
+    retry_condition_fn=is_transient,
+)
+def run_stage(stage: Stage, label: str, priority: int, function: Callable[..., Report], arguments: dict[str, Any]) -> Report:
+    """Call one library function for one stage and return its report."""
+    session = current_session()
+    with session.slots.take(priority):
+        tell = _Reporter(session.display, label, stage)
+        return run_in_child(function, threads=session.settings.threads, on_progress=tell, stage=stage, **arguments)
+
+
+def submit_stage(
+    function: Callable[..., Report], stage: Stage, label: str, *, after: Iterable[PrefectFuture[Any]] = (), **arguments: Any
+) -> PrefectFuture[Any]:
+    """Submit a stage to the task runner; stages submitted earlier get a free worker first.
+
+    A result whose files are gone counts as not cached. Raises ``CheckpointMismatch`` or ``DataIntegrityError`` when the
+    stage's folder holds something else.
+    """
+    session = current_session()
+    session.display.expect(label)
+    configured = run_stage.with_options(
+        name=label, task_run_name=label, refresh_cache=not stage.is_whole(), result_storage=session.settings.store
+    )
+    future = configured.submit(
+        stage=stage, label=label, priority=len(session.submitted), function=function, arguments=arguments, wait_for=list(after)
+    )
+    session.submitted[label] = Submitted(stage, future)
+    display = session.display
+
+    def show(done: PrefectFuture[Any]) -> None:
+        done.wait()  # only now does the future know its final state
+        record = stage.record() if done.state.is_completed() else None
+        if record is not None:
+            display.finished(label, record.elapsed_s, cached=done.state.name == "Cached")
+        else:
+            display.failed(label, done.state.name)
+
+    future.add_done_callback(show)
+    return future
+
+
+def await_stages() -> None:
+    """Wait until every submitted stage has ended.
+
+    Raises what the first failed stage raised. (Stages after it never start, and say only that they were not ready.)
+    """
+    futures = [submitted.future for submitted in current_session().submitted.values()]
+    wait(futures)
+    for future in futures:
+        if future.state.is_failed() or future.state.is_crashed():
+            future.result()
+    for future in futures:
+        future.result()
+
+
+class _Reporter:
+    """Passes progress to the terminal, and every two seconds to Prefect's UI."""
+
+    def __init__(self, display: Display, label: str, stage: Stage) -> None:
+        self._display, self._label = display, label
+        self._artifact = create_progress_artifact(progress=0.0, key=f"progress-{label}", description=f"{label} ({stage.digest[:12]})")
+        self._told = time.monotonic()
+
+    def __call__(self, done: int, total: int, **figures: float) -> None:
+        self._display.progress(self._label, done, total, **figures)
+        if time.monotonic() - self._told > UI_INTERVAL_S or done >= total:
+            self._told = time.monotonic()
+            update_progress_artifact(self._artifact, progress=100.0 * done / max(total, 1))

@@ -1,0 +1,254 @@
+"""The one module that writes runs to MLflow. Every call may be repeated: a resumed pipeline goes on in the same runs."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import yaml
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+
+import proxyrob
+from flows.plan import Plan, Variant
+from flows.settings import Settings
+from proxyrob.certify.smoothing import CERTIFICATES, CertificationReport
+from proxyrob.config import flatten
+from proxyrob.evaluate import EvaluationReport, SanityReport
+from proxyrob.evaluate.verdicts import VERDICTS
+from proxyrob.figures import PicturesReport
+from proxyrob.intervals import Measured
+from proxyrob.label import LabelReport
+from proxyrob.proxy import ProxyReport, SamplesReport
+from proxyrob.source import SourceReport
+from proxyrob.storage import Report, Stage
+from proxyrob.train import TrainReport, read_history
+
+R = TypeVar("R", bound=Report)
+
+BATCH = 1000
+FINISHED, FAILED, RUNNING = "FINISHED", "FAILED", "RUNNING"
+DIGEST_TAG = "proxyrob.digest"
+VERSIONED = ("torch", "diffusers", "pyautoattack", "onnx", "onnxruntime", "prefect", "mlflow")
+
+
+def library_versions() -> dict[str, str]:
+    """What the figures were computed with."""
+    return {"proxyrob": proxyrob.__version__, "python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout this code runs from, or ``None`` outside one."""
+    found = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None
+
+
+class Tracker:
+    """MLflow runs of pipelines: one parent for each pipeline, one child for the proxy and for each model."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.uri = settings.resolved_tracking_uri
+        self._artifacts = settings.artifacts if settings.tracking_uri is None else None
+        self.client = MlflowClient(self.uri, self.uri)
+        if self._artifacts is not None:
+            self._artifacts.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._artifacts.parent / ".first-use.lock"):  # two first users at once would both make the tables
+                self.client.search_experiments(max_results=1)
+
+    def experiment(self, name: str) -> str:
+        """The experiment of a preset, made on first use."""
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        location = None if self._artifacts is None else (self._artifacts / name).as_uri()
+        note = f"Runs of the preset **{name}**. Each pipeline is a parent run; unfold it for `real-only`, `mixed` and `proxy`."
+        return self.client.create_experiment(name, artifact_location=location, tags={"mlflow.note.content": note})
+
+    def open_pipeline(self, plan: Plan, title: str, device: str) -> str:
+        """The parent run of a plan: the one that is there already, or a new one."""
+        tags = {
+            "proxyrob.kind": "pipeline",
+            "proxyrob.device": device,
+            **({"mlflow.source.git.commit": commit} if (commit := git_commit()) else {}),
+            **{f"proxyrob.version.{name}": number for name, number in library_versions().items()},
+        }
+        run = self._open(plan, title, plan.digest, tags)
+        self._params(run, flatten(plan.config))
+        return run.info.run_id
+
+    def is_finished(self, run_id: str) -> bool:
+        """Whether everything of a run was recorded already."""
+        return self.client.get_run(run_id).info.status == FINISHED
+
+    def record_proxy(self, plan: Plan, parent: str) -> None:
+        """The child run of the proxy: what was fitted, sampled, labelled and dropped."""
+        if plan.samples is None or plan.labels is None:
+            return
+        run = self._open(plan, "proxy", plan.samples.digest, {"proxyrob.kind": "proxy"}, parent)
+        if run.info.status == FINISHED:
+            return
+        run_id = run.info.run_id
+        samples, labels = _report(plan.samples, SamplesReport), _report(plan.labels, LabelReport)
+        figures = {
+            "synthetic_images": samples.num_images,
+            "labelers_disagree": labels.num_disagree / labels.num_images,
+            "kept": labels.num_kept / labels.num_images,
+        }
+        if plan.proxy is not None and (loss := _report(plan.proxy, ProxyReport).final_loss) is not None:
+            figures["proxy_loss"] = loss
+        self._params(run, {key: value for key, value in flatten(plan.config).items() if key.startswith(("proxy.", "sampling.", "label."))})
+        self._metrics(run_id, figures, plan.labels)
+        self._inputs(run_id, [_dataset(plan.source, "training")])
+        self._tables(run_id, {"manifest.json": plan.samples.folder / "manifest.json"})
+        self.client.set_terminated(run_id, FINISHED)
+
+    def record_variant(self, plan: Plan, variant: Variant, parent: str) -> str:
+        """The child run of a model: curves, accuracies with intervals, certificates, tables. Returns its id."""
+        stages = plan.variants[variant]
+        run = self._open(plan, variant, stages.evaluate.digest, {"proxyrob.kind": "model"}, parent)
+        run_id = run.info.run_id
+        if run.info.status == FINISHED:
+            return run_id
+        self._params(run, {key: value for key, value in flatten(plan.config).items() if not key.startswith(("proxy.", "sampling.", "label."))})
+        for prefix, stage in (("train", stages.train), ("train/smooth", stages.smooth)):
+            self._history(run_id, prefix, read_history(stage))
+        trained = _report(stages.train, TrainReport)
+        validation = {"validation_accuracy": trained.validation_correct / trained.num_validation}
+        if trained.validation_pgd_correct is not None:
+            validation["validation_pgd_accuracy"] = trained.validation_pgd_correct / trained.num_validation
+        self._metrics(run_id, validation, stages.train)
+        self._metrics(run_id, variant_metrics(plan, variant), stages.certify)
+        sanity = _report(stages.sanity, SanityReport)
+        self.client.set_tag(run_id, "proxyrob.sanity", "passed" if sanity.passed else "failed")
+        inputs = [_dataset(plan.source, "training"), _dataset(plan.source, "evaluation")]
+        if variant == "mixed" and plan.samples is not None:
+            inputs.append(_dataset(plan.samples, "training"))
+        self._inputs(run_id, inputs)
+        self._tables(run_id, {VERDICTS: stages.evaluate.verified(VERDICTS), CERTIFICATES: stages.certify.verified(CERTIFICATES)})
+        self.client.log_dict(run_id, sanity.model_dump(mode="json"), "sanity.json")
+        return run_id
+
+    def close_model(self, run_id: str) -> None:
+        """Mark the run of a model as finished, after the model was registered where it is released."""
+        self.client.set_terminated(run_id, FINISHED)
+
+    def close_pipeline(self, plan: Plan, run_id: str, report: dict[str, Any], note: str) -> None:
+        """Log the figures of the released model, the comparison, the pictures and the report, and finish the run."""
+        figures = variant_metrics(plan, plan.released)
+        for name, comparison in report["comparison"].items():
+            for key in ("difference", "low", "high", "p_value"):
+                figures[f"difference/{name}_{key}" if key != "difference" else f"difference/{name}"] = comparison[key]
+        self._metrics(run_id, figures, plan.pictures)
+        for name in _report(plan.pictures, PicturesReport).names:
+            self.client.log_artifact(run_id, str(plan.pictures.verified(name)), "figures")
+        self.client.log_dict(run_id, report, "report.json")
+        self.client.log_text(run_id, yaml.safe_dump(plan.config.dump(), sort_keys=False), "configuration.yaml")
+        self.client.set_tag(run_id, "mlflow.note.content", note)
+        self.client.set_tag(run_id, "proxyrob.promotion", report["promotion"]["verdict"])
+        self._inputs(run_id, [_dataset(plan.source, "training")])
+        self.client.set_terminated(run_id, FINISHED)
+
+    def fail(self, run_id: str, reason: str) -> None:
+        """Mark a pipeline as failed, with the reason on its page; a later run with the same configuration reopens it."""
+        self.client.set_tag(run_id, "mlflow.note.content", f"**Failed:** {reason}")
+        self.client.set_terminated(run_id, FAILED)
+
+    def download(self, run_id: str, path: str, folder: Path) -> Path:
+        """Fetch one artifact of a run."""
+        return Path(self.client.download_artifacts(run_id, path, str(folder)))
+
+    def _open(self, plan: Plan, name: str, digest: str, tags: dict[str, str], parent: str | None = None) -> Run:
+        experiment = self.experiment(plan.config.name)
+        belongs = f" and tags.`mlflow.parentRunId` = '{parent}'" if parent else " and tags.`proxyrob.kind` = 'pipeline'"
+        found = self.client.search_runs([experiment], f"tags.`{DIGEST_TAG}` = '{digest}'{belongs}", max_results=1)
+        if found:
+            if found[0].info.status not in (FINISHED, RUNNING):
+                self.client.update_run(found[0].info.run_id, status=RUNNING)
+            return found[0]
+        tags = {**tags, DIGEST_TAG: digest, "mlflow.source.name": f"proxyrob run {plan.config.name}", "mlflow.source.type": "LOCAL"}
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        return self.client.create_run(experiment, run_name=name, tags=tags)
+
+    def _params(self, run: Run, values: dict[str, Any]) -> None:
+        params = [Param(key, json.dumps(value) if isinstance(value, list) else str(value)) for key, value in values.items()]
+        missing = [param for param in params if param.key not in run.data.params]
+        for start in range(0, len(missing), 100):
+            self.client.log_batch(run.info.run_id, params=missing[start : start + 100])
+
+    def _metrics(self, run_id: str, figures: dict[str, float], stage: Stage) -> None:
+        """Stamped with the time the stage ended, so that logging them again adds nothing."""
+        record = stage.record()
+        assert record is not None
+        moment = int(record.finished_at * 1000)
+        self._log(run_id, [Metric(name, value, moment, 0) for name, value in figures.items()])
+
+    def _history(self, run_id: str, prefix: str, history: pd.DataFrame) -> None:
+        columns = [name for name in history.columns if name not in ("step", "time_s")]
+        self._log(
+            run_id,
+            [
+                Metric(f"{prefix}/{name}", float(getattr(row, name)), int(row.time_s * 1000), int(row.step))
+                for row in history.itertuples()
+                for name in columns
+            ],
+        )
+
+    def _log(self, run_id: str, metrics: list[Metric]) -> None:
+        for start in range(0, len(metrics), BATCH):
+            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+
+    def _inputs(self, run_id: str, datasets: Iterable[DatasetInput]) -> None:
+        self.client.log_inputs(run_id, datasets=list(datasets))
+
+    def _tables(self, run_id: str, files: dict[str, Path]) -> None:
+        for path in files.values():
+            self.client.log_artifact(run_id, str(path), "tables")
+
+
+def variant_metrics(plan: Plan, variant: Variant) -> dict[str, float]:
+    """The accuracies of a variant with their intervals, by the names under which MLflow has them."""
+    stages = plan.variants[variant]
+    evaluation, certification = _report(stages.evaluate, EvaluationReport), _report(stages.certify, CertificationReport)
+    measured: dict[str, Measured] = {
+        "clean_accuracy": evaluation.clean,
+        "pgd_accuracy": evaluation.pgd,
+        "autoattack_accuracy": evaluation.autoattack,
+        "average_certified_radius": certification.average_certified_radius,
+        **{f"certified_accuracy_{radius}": share for radius, share in certification.certified.items()},
+    }
+    figures: dict[str, float] = {}
+    for name, figure in measured.items():
+        figures |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
+    return figures
+
+
+def _report(stage: Stage, kind: type[R]) -> R:
+    report = stage.finished(kind)
+    assert report is not None, f"stage {stage.name} is recorded before it has finished"
+    return report
+
+
+def _dataset(stage: Stage, context: str) -> DatasetInput:
+    """A stage's images as an MLflow data set, identified by the stage's digest."""
+    if stage.name == "source":
+        real = _report(stage, SourceReport)
+        count = real.num_test if context == "evaluation" else real.num_train
+        name, profile = f"{'test' if context == 'evaluation' else 'training'} images", {"num_rows": count}
+    else:
+        name, profile = "synthetic images", {"num_rows": _report(stage, SamplesReport).num_images}
+    entity = Dataset(
+        name=name,
+        digest=stage.digest[:16],
+        source_type="local",
+        source=json.dumps({"uri": stage.folder.as_uri()}),
+        profile=json.dumps(profile),
+    )
+    return DatasetInput(dataset=entity, tags=[InputTag("mlflow.data.context", context)])

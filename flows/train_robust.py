@@ -1,0 +1,38 @@
+"""Second part: classifiers trained on real and synthetic images together."""
+
+from typing import Any
+
+from prefect.futures import PrefectFuture
+
+from flows.build_proxy import ProxyFutures
+from flows.plan import Plan, Variant, robust_training, smooth_training
+from flows.stages import current_session, submit_stage
+from proxyrob.train import train_classifier
+
+
+def train_robust(plan: Plan, variant: Variant, built: ProxyFutures) -> PrefectFuture[Any]:
+    """Train the classifier of a variant against the threat model."""
+    return _train(plan, variant, built, robust=True)
+
+
+def train_smooth(plan: Plan, variant: Variant, built: ProxyFutures) -> PrefectFuture[Any]:
+    """Train the base classifier of a variant for randomized smoothing."""
+    return _train(plan, variant, built, robust=False)
+
+
+def _train(plan: Plan, variant: Variant, built: ProxyFutures, *, robust: bool) -> PrefectFuture[Any]:
+    stages = plan.variants[variant]
+    mixed = variant == "mixed" and built.labels is not None
+    return submit_stage(
+        train_classifier,
+        stages.train if robust else stages.smooth,
+        f"{'train' if robust else 'smooth'}-{variant}",
+        after=[built.labels if mixed else built.source],
+        model=plan.config.model,
+        config=(robust_training if robust else smooth_training)(plan.config, variant),
+        source=plan.source,
+        synthetic=plan.synthetic if mixed else None,
+        threat=plan.config.threat if robust else None,
+        seed=plan.config.seed,
+        device=current_session().device,
+    )

@@ -1,0 +1,136 @@
+"""A process of its own for each piece of heavy work: its memory, its threads and its crashes end with it."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing import connection, forkserver
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PRELOADED = ("torch", "diffusers", "proxyrob.proxy", "proxyrob.train", "proxyrob.certify", "proxyrob.evaluate", "proxyrob.export")
+
+_processes = multiprocessing.get_context("forkserver")
+_starting = threading.Lock()
+
+stopping = threading.Event()
+"""Set when the user interrupts: every child is ended and every caller gets ``Stopped``."""
+
+
+class WorkerDied(RuntimeError):
+    """The process ended without an answer: killed, out of memory, crashed. The same call may succeed next time."""
+
+
+class Stopped(RuntimeError):
+    """The run was interrupted by the user."""
+
+
+def warm_up() -> None:
+    """Start the fork server now, so that it imports torch while other things are waited for."""
+    _processes.set_forkserver_preload([__name__, *PRELOADED])
+    with _unnamed_main():
+        forkserver.ensure_running()
+
+
+def run_in_child(
+    function: Callable[..., T], /, *, threads: int, on_progress: Callable[..., None], **arguments: Any
+) -> T:
+    """Call ``function(**arguments, on_progress=…)`` in a new process with ``threads`` torch threads.
+
+    The child ends when this process does, however it ends. What ``function`` raises is raised here, with the child's
+    traceback as a note. Raises ``WorkerDied`` when the child ends without an answer and ``Stopped`` on interrupt.
+    """
+    receiver, sender = _processes.Pipe(duplex=False)
+    process = _processes.Process(target=_work, args=(sender, function, arguments, threads))
+    with _starting, _unnamed_main():
+        process.start()
+    sender.close()
+    try:
+        while not stopping.is_set():
+            if not connection.wait([receiver, process.sentinel], timeout=0.25):
+                continue
+            try:
+                if not receiver.poll():
+                    raise EOFError
+                kind, value, text = receiver.recv()
+            except (EOFError, OSError, pickle.UnpicklingError):
+                process.join(5)
+                raise WorkerDied(
+                    f"the process of {function.__name__} ended without an answer (exit code {process.exitcode}); "
+                    "exit code -9 often means that memory ran out"
+                ) from None
+            if kind == "progress":
+                done, total, figures = value
+                on_progress(done, total, **figures)
+            elif kind == "result":
+                return value
+            else:
+                value.add_note(text)
+                raise value
+        raise Stopped(f"{function.__name__} was interrupted")
+    finally:
+        receiver.close()
+        _end(process)
+
+
+def _end(process: Any) -> None:
+    process.join(0 if stopping.is_set() else 2)
+    if process.is_alive():
+        process.terminate()
+        process.join(3)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    process.close()
+
+
+def _work(sender: Any, function: Callable[..., Any], arguments: dict[str, Any], threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+
+    def report(done: int, total: int, **figures: float) -> None:
+        sender.send(("progress", (done, total, figures), ""))
+
+    try:
+        answer = ("result", function(**arguments, on_progress=report), "")
+    except Exception as error:
+        answer = ("error", _portable(error), "In the child process:\n" + traceback.format_exc())
+    with contextlib.suppress(BrokenPipeError):
+        sender.send(answer)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself if it survives being sent, else one that says the same."""
+    try:
+        return error if type(pickle.loads(pickle.dumps(error))) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")
+    except Exception:  # whatever a foreign exception's own pickling raises, its text is still worth sending
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _unnamed_main() -> Iterator[None]:
+    """Keep a child from importing the parent's ``__main__`` again, which for a console script is the whole program."""
+    main = sys.modules["__main__"]
+    saved = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(saved)

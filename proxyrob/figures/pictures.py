@@ -1,0 +1,115 @@
+"""Grids of images and curves, as PNG files."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int64, UInt8
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from proxyrob.storage.files import written_whole
+
+INK = "#1f2933"
+COLOURS = {"real-only": "#8a94a0", "mixed": "#c2410c"}
+FALLBACK_COLOUR = "#1d4ed8"
+
+
+def draw_real_and_synthetic(
+    path: Path,
+    real: tuple[UInt8[np.ndarray, "n h w c"], Int64[np.ndarray, " n"]],
+    synthetic: tuple[UInt8[np.ndarray, "m h w c"], Int64[np.ndarray, " m"]],
+    class_names: tuple[str, ...],
+    *,
+    synthetic_name: str,
+    per_class: int = 10,
+) -> None:
+    """Real images on the left, synthetic ones on the right, a row for each class, the first of each."""
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 0.5 * len(class_names) + 0.9))
+    for axis, (images, labels), title in zip(axes, (real, synthetic), ("real training images", synthetic_name), strict=True):
+        rows = [_row(images[labels == k][:per_class], per_class, images.shape[1:]) for k in range(len(class_names))]
+        _show(axis, np.concatenate(rows))
+        axis.set_title(title, fontsize=11, color=INK)
+        height = images.shape[1] + 1
+        axis.set_yticks([height * (k + 0.5) for k in range(len(class_names))], class_names, fontsize=9, color=INK)
+    _save(figure, path)
+
+
+def draw_dropped(
+    path: Path, images: UInt8[np.ndarray, "n h w c"], table: pd.DataFrame, class_names: tuple[str, ...], *, num_images: int, most: int = 40
+) -> None:
+    """Images that the filter dropped, with both labelers' votes, or a sentence where it dropped none.
+
+    ``table`` has a row for each of ``images``; ``num_images`` is how many were voted on.
+    """
+    count = min(len(images), most)
+    columns, lines = 10, max(1, -(-count // 10))
+    figure, axes = plt.subplots(lines, columns, figsize=(10.5, 1.35 * lines + 0.6), squeeze=False)
+    for position, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if position < count:
+            row = table.iloc[position]
+            _show(axis, images[position])
+            first, second = (f"{class_names[int(row[f'{n}_class'])]} {100 * row[f'{n}_confidence']:.0f} %" for n in ("first", "second"))
+            axis.set_title(f"{first}\n{second}", fontsize=7, color=INK)
+    figure.suptitle(f"{len(images)} of {num_images} synthetic images dropped: the labelers disagree and both are unsure", fontsize=11, color=INK)
+    _save(figure, path)
+
+
+def draw_certified_curves(path: Path, tables: dict[str, pd.DataFrame], *, sigma: float, n: int) -> None:
+    """Certified accuracy against L2 radius, one curve for each table of certificates."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.2))
+    most = max(float(table.radius_l2.max()) for table in tables.values())
+    for name, table in tables.items():
+        right = (table.prediction == table.label).fillna(False).to_numpy(dtype=bool)
+        radii = np.linspace(0.0, most * 1.02, 400)
+        radius = table.radius_l2.to_numpy()
+        share = [float((right & (radius >= r)).mean()) for r in radii]
+        axis.step(radii, share, where="post", label=f"{name} ({len(table)} images)", color=COLOURS.get(name, FALLBACK_COLOUR), linewidth=1.8)
+    axis.set(xlabel="L2 radius, in pixel units of [0,1]", ylabel="certified accuracy", ylim=(0, 1), xlim=(0, most * 1.02))
+    axis.set_title(f"randomized smoothing, σ = {sigma:g}, n = {n:,}", fontsize=11, color=INK)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def draw_training_curves(path: Path, histories: dict[str, pd.DataFrame]) -> None:
+    """Loss and accuracy on the perturbed batches of training, one curve for each model."""
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.6))
+    for name, history in histories.items():
+        colour = COLOURS.get(name, FALLBACK_COLOUR)
+        axes[0].plot(history.step, history.loss, label=name, color=colour, linewidth=1.2)
+        axes[1].plot(history.step, history.accuracy, label=name, color=colour, linewidth=1.2)
+    for axis, label in zip(axes, ("training loss", "accuracy on perturbed training batches"), strict=True):
+        axis.set(xlabel="step", ylabel=label)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    _save(figure, path)
+
+
+def _row(images: UInt8[np.ndarray, "n h w c"], count: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w c"]:
+    height, width, channels = shape
+    row = np.full((height + 1, count * (width + 1), channels), 255, np.uint8)
+    for k, image in enumerate(images):
+        row[:height, k * (width + 1) : k * (width + 1) + width] = image
+    return row
+
+
+def _show(axis: Axes, picture: UInt8[np.ndarray, "h w c"]) -> None:
+    axis.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.tight_layout()
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+    plt.close(figure)

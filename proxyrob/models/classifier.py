@@ -1,0 +1,88 @@
+"""Building a classifier by its configuration, and keeping it in files."""
+
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from proxyrob.config.models import CnnModel, ModelConfig, ResnetModel
+from proxyrob.errors import DataIntegrityError
+from proxyrob.models.networks import Cnn, Normalise, Resnet
+from proxyrob.rng import isolated_rng
+from proxyrob.storage import Report, Stage
+from proxyrob.storage.files import write_bytes, write_json
+
+MODEL_FILES = ("model.safetensors", "model.json")
+
+
+class ClassifierCard(Report):
+    """All that is needed to build a classifier again before its weights are loaded."""
+
+    model: ModelConfig
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Classifier(nn.Module):
+    """Images in [0,1] to logits; normalisation is the first layer."""
+
+    def __init__(self, card: ClassifierCard) -> None:
+        super().__init__()
+        self.card = card
+        channels, height, width = card.image_shape
+        self.normalise = Normalise(card.mean, card.std)
+        match card.model:
+            case CnnModel(widths=widths):
+                self.network: nn.Module = Cnn(channels, height, width, card.num_classes, widths)
+            case ResnetModel(widths=widths, blocks_per_stage=blocks):
+                self.network = Resnet(channels, card.num_classes, widths, blocks)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        return self.network(self.normalise(images))
+
+
+def build_classifier(card: ClassifierCard, seed: int) -> Classifier:
+    """A classifier with fresh weights; ``seed`` alone decides them."""
+    with isolated_rng(seed):
+        return Classifier(card)
+
+
+def save_classifier(classifier: Classifier, folder: Path) -> None:
+    """Write weights as safetensors and the card as JSON."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+    write_bytes(folder / "model.safetensors", safetensors.torch.save(state))
+    write_json(folder / "model.json", classifier.card.model_dump(mode="json"))
+
+
+def load_classifier(stage: Stage, device: torch.device | str = "cpu") -> Classifier:
+    """The classifier a training stage ended with, in eval mode.
+
+    Raises ``DataIntegrityError`` when a file is missing, altered or does not fit its card.
+    """
+    weights, card_file = (stage.verified(name) for name in MODEL_FILES)
+    return read_classifier(weights, card_file).to(device).eval()
+
+
+def read_classifier(weights: Path, card_file: Path) -> Classifier:
+    """A classifier from a pair of files.
+
+    Raises ``DataIntegrityError`` when they do not fit each other.
+    """
+    try:
+        classifier = Classifier(ClassifierCard.model_validate_json(card_file.read_bytes()))
+        classifier.load_state_dict(safetensors.torch.load_file(weights))
+    except (ValidationError, RuntimeError, safetensors.SafetensorError) as error:
+        raise DataIntegrityError(f"{weights} does not hold the network that {card_file} describes: {error}") from error
+    return classifier
+
+
+def channel_statistics(images: Float[Tensor, "n c h w"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of the *training* images, for the normalisation layer."""
+    flat = images.transpose(0, 1).flatten(1).double()
+    return tuple(flat.mean(dim=1).tolist()), tuple(flat.std(dim=1).clamp_min(1e-3).tolist())

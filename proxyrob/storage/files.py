@@ -1,0 +1,135 @@
+"""Files that appear whole or not at all, and are recognised by their hash."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proxyrob.errors import DataIntegrityError
+
+HEADER = b"proxyrob"
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; when the block ends without error it is fsynced and renamed to ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that a person can read, with keys in a fixed order."""
+    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a plain ``.npy``; arrays of objects are refused, because reading them would mean unpickling."""
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_array(path: Path, mapped: bool = False) -> np.ndarray:
+    """Read a plain ``.npy``, never unpickling; ``mapped`` leaves the content on disk."""
+    return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+
+
+def write_table(path: Path, table: pd.DataFrame, header: dict[str, Any] | None = None) -> None:
+    """Write a table as parquet; ``header`` is kept as JSON in the file's own metadata."""
+    content = pa.Table.from_pandas(table, preserve_index=False)
+    if header is not None:
+        content = content.replace_schema_metadata({**(content.schema.metadata or {}), HEADER: json.dumps(header, sort_keys=True)})
+    with written_whole(path) as temporary:
+        pq.write_table(content, temporary)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a table.
+
+    Raises ``DataIntegrityError`` when it has none.
+    """
+    content = (pq.read_schema(path).metadata or {}).get(HEADER)
+    if content is None:
+        raise DataIntegrityError(f"{path} has no header of proxyrob; it was not written by this program")
+    return json.loads(content)
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify_file(path: Path, sha256: str, remedy: str) -> None:
+    """Check a file against its recorded hash.
+
+    Raises ``DataIntegrityError`` naming the file, both hashes and the remedy.
+    """
+    if not path.is_file():
+        raise DataIntegrityError(f"{path} is missing (its recorded sha256 is {sha256}); {remedy}")
+    found = sha256_of(path)
+    if found != sha256:
+        raise DataIntegrityError(f"{path} is damaged: expected sha256 {sha256}, got {found}; {remedy}")
+
+
+def require_writable(folder: Path) -> None:
+    """Make ``folder`` if it is not there and try to write into it.
+
+    Raises ``PermissionError`` or ``NotADirectoryError`` saying which folder cannot be used and what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(f"{folder} cannot hold results because a file is in the way; choose another folder") from error
+    except OSError as error:
+        raise PermissionError(f"{folder} cannot be written ({error.strerror}); choose another folder or free it") from error
+
+
+def read_units(folder: Path, names: list[str]) -> pd.DataFrame:
+    """Join the finished units of a stage, in the order of ``names``."""
+    return pd.concat([pd.read_parquet(folder / f"{name}.parquet") for name in names], ignore_index=True)
+
+
+def run_units(
+    folder: Path,
+    names: list[str],
+    compute: Callable[[str], pd.DataFrame],
+    on_unit: Callable[[int], None] = lambda done: None,
+) -> pd.DataFrame:
+    """Compute each named unit once, write it whole as ``<name>.parquet``, and join them.
+
+    A unit that is already there is not computed again, which is what lets a killed stage go on where it was.
+    ``on_unit`` is told the number of finished units.
+    """
+    for done, name in enumerate(names):
+        on_unit(done)
+        path = folder / f"{name}.parquet"
+        if not path.is_file():
+            write_table(path, compute(name))
+    on_unit(len(names))
+    return read_units(folder, names)

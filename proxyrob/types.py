@@ -1,0 +1,45 @@
+"""Types that more than one part of the library speaks, and the one conversion between stored and computed images."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+
+class OnProgress(Protocol):
+    """Told after each piece of work how far it is; ``figures`` are numbers worth showing, such as the loss."""
+
+    def __call__(self, done: int, total: int, **figures: float) -> None: ...
+
+
+def no_progress(done: int, total: int, **figures: float) -> None:
+    """Ignore progress."""
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images in [0,1] with their labels.
+
+    ``indices`` are the rows in the data set that the batch was taken from, so that a failure can name its images.
+    """
+
+    images: Float[Tensor, "b c h w"]
+    labels: Int64[Tensor, " b"]
+    indices: Int64[np.ndarray, " b"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def as_images(stored: UInt8[np.ndarray, "n h w c"]) -> Float[Tensor, "n c h w"]:
+    """Stored uint8 NHWC images as float32 NCHW in [0,1]."""
+    return torch.from_numpy(np.ascontiguousarray(stored.transpose(0, 3, 1, 2))).float().div_(255.0)
+
+
+def as_stored(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n h w c"]:
+    """Float images as stored uint8 NHWC; values outside [0,1] are clipped, the rest rounded to the nearest of 256 levels."""
+    levels = images.detach().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+    return np.ascontiguousarray(levels.permute(0, 2, 3, 1).cpu().numpy())
