@@ -85,4 +85,3 @@ class TerminalDisplay:
             if bar is not None:
                 self._live.remove_task(bar)
             self.console.print(f"{line}  [dim]{self._ended}/{self._expected}[/]", highlight=False)
-

@@ -6,7 +6,9 @@ and watches a pipe to its parent.
 """
 
 import atexit
+import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -69,7 +71,7 @@ def await_api(process: subprocess.Popen[bytes]) -> None:
                 "Reinstall from requirements.lock, or start a server yourself and set PREFECT_API_URL"
             )
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=STARTUP_TIMEOUT_S):
+            with urllib.request.urlopen(f"{url}/health", timeout=STARTUP_TIMEOUT_S):  # noqa: S310  (our own server's address)
                 return
         except (urllib.error.URLError, OSError) as error:
             if time.monotonic() > deadline:
@@ -82,8 +84,6 @@ def await_api(process: subprocess.Popen[bytes]) -> None:
 
 def _end_with_parent(pipe: int) -> None:
     """The pipe ends when the parent closes it or dies; then ask the server to stop, and insist after five seconds."""
-    import signal
-
     os.read(pipe, 1)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(5)
@@ -91,16 +91,12 @@ def _end_with_parent(pipe: int) -> None:
 
 
 def _serve() -> None:
-    import signal
-
     listener = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
     threading.Thread(target=_end_with_parent, args=(int(sys.argv[2]),), daemon=True).start()
 
-    import gc
-
     gc.disable()  # the import below makes a few million lasting objects; looking through them costs two seconds
-    import uvicorn
+    import uvicorn  # not at the top: the parent imports this module, and needs neither of the two
     from prefect.server.api.server import create_app
 
     class Server(uvicorn.Server):

@@ -30,7 +30,7 @@ class Outcome:
     def __init__(self, plan: Plan, changes: tuple[str, ...], output: str | None) -> None:
         self.plan = plan
         settings = current_session().settings
-        self.folder = Path(output).absolute() if output else settings.runs / f"{plan.config.name}-{plan.digest[:8]}"
+        self.folder = Path(output).absolute() if output else settings.runs / plan.run_name
         require_writable(self.folder)
         require_writable(settings.store)
         self.tracker = Tracker(settings)
@@ -78,7 +78,9 @@ class Outcome:
         if not self.tracker.is_finished(self._run_id):
             self.tracker.close_pipeline(self.plan, self._run_id, report, note)
         create_markdown_artifact(key="result", markdown=note, description=f"{self._title} ({self.plan.digest[:12]})")
-        create_table_artifact(key="stages", table=[{"stage": k, "seconds": v, "cached": k in cached} for k, v in seconds.items()])
+        create_table_artifact(
+            key="stages", table=[{"stage": k, "seconds": v, "cached": k in cached} for k, v in seconds.items()]
+        )
         return report
 
     def _copy_results(self) -> None:

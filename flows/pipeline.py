@@ -1,10 +1,11 @@
 """The whole path of one image, as one flow: the project's table of contents."""
 
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.assess import assess_attacks, assess_certificates
 from flows.build_proxy import build_proxy
@@ -15,8 +16,11 @@ from flows.stages import await_stages, current_session, open_worker_session
 from flows.train_robust import train_robust, train_smooth
 from proxyrob.config import load_config
 
+# A cast, because Prefect's TaskRunner is invariant in its future: its own thread pool does not fit flow's annotation.
+RUNNER = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=64))
 
-@flow(name="proxyrob", flow_run_name="{preset}", task_runner=ThreadPoolTaskRunner(max_workers=64), retries=0)
+
+@flow(name="proxyrob", flow_run_name="{preset}", task_runner=RUNNER, retries=0)
 def run_pipeline(preset: str = "digits", changes: tuple[str, ...] = (), output: str | None = None) -> dict[str, Any]:
     """From real images to a registered, exported robust model.
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from proxyrob.config import PipelineConfig, RobustTrainConfig, SmoothTrainConfig
+from proxyrob.config import CertifyConfig, EvaluateConfig, PipelineConfig, RobustTrainConfig, SmoothTrainConfig
 from proxyrob.config.base import Config, digest_of
 from proxyrob.config.label import LabelerConfig
 from proxyrob.config.proxy import DiffusionProxy
 from proxyrob.config.train import NaturalObjective, PgdObjective, TradesObjective
 from proxyrob.storage import Stage
+from proxyrob.threat import Threat
 
 Variant = Literal["real-only", "mixed"]
 
@@ -34,6 +36,7 @@ class Plan:
 
     config: PipelineConfig
     digest: str
+    store: Path
     source: Stage
     proxy: Stage | None
     samples: Stage | None
@@ -52,6 +55,11 @@ class Plan:
     def synthetic(self) -> tuple[Stage, Stage] | None:
         """Samples and labels, as training takes them."""
         return (self.samples, self.labels) if self.samples is not None and self.labels is not None else None
+
+    @property
+    def run_name(self) -> str:
+        """What the run's output folder is called."""
+        return f"{self.config.name}-{self.digest[:8]}"
 
     def stages(self) -> Iterator[Stage]:
         """All stages in order."""
@@ -87,49 +95,81 @@ def labeler_training(labeler: LabelerConfig) -> RobustTrainConfig:
     )
 
 
+def derive_stage(
+    store: Path, seed: int, kind: str, inputs: tuple[Stage, ...], *leaves: Config, folder: Path | None = None, **values: Any
+) -> Stage:
+    """The stage that follows from its inputs, its part of the configuration and the seed, and the folder it belongs in."""
+    configuration = {
+        **{type(leaf).__name__: {"revision": leaf.REVISION, **leaf.dump()} for leaf in leaves},
+        **values,
+        "seed": seed,
+        "inputs": [[given.name, given.digest] for given in inputs],
+    }
+    digest = digest_of({"stage": kind, **configuration})
+    return Stage(kind, digest, (folder or store / kind) / digest[:FOLDER_DIGITS], configuration)
+
+
+def evaluate_stage(config: EvaluateConfig, source: Stage, train: Stage, threat: Threat, seed: int, store: Path) -> Stage:
+    """Attacks on the classifier that ``train`` ends with."""
+    return derive_stage(store, seed, "evaluate", (source, train), config, threat=str(threat))
+
+
+def certify_stage(config: CertifyConfig, source: Stage, smooth: Stage, sigma: float, seed: int, store: Path) -> Stage:
+    """Certificates of the smoothed classifier that ``smooth`` ends with."""
+    return derive_stage(store, seed, "certify", (source, smooth), config, sigma=sigma)
+
+
+def export_stage(config: PipelineConfig, source: Stage, train: Stage, evaluate: Stage, store: Path) -> Stage:
+    """The exported classifier that ``train`` ends with."""
+    return derive_stage(store, config.seed, "export", (source, train, evaluate), name=model_name(config))
+
+
 def plan_pipeline(config: PipelineConfig, store: Path) -> Plan:
     """Lay out the stages of ``config`` below ``store``; nothing is read or written."""
-
-    def stage(kind: str, inputs: tuple[Stage, ...], *leaves: Config, folder: Path | None = None, **values: Any) -> Stage:
-        configuration = {
-            **{type(leaf).__name__: {"revision": leaf.REVISION, **leaf.dump()} for leaf in leaves},
-            **values,
-            "seed": config.seed,
-            "inputs": {given.name: given.digest for given in inputs} if len({given.name for given in inputs}) == len(inputs) else [given.digest for given in inputs],
-        }
-        digest = digest_of({"stage": kind, **configuration})
-        return Stage(kind, digest, (folder or store / kind) / digest[:FOLDER_DIGITS], configuration)
-
-    threat = str(config.threat)
+    stage = partial(derive_stage, store, config.seed)
     source = stage("source", (), config.source)
     proxy = samples = labels = labelers = None
     if config.proxy is not None:
         if isinstance(config.proxy, DiffusionProxy):
             proxy = stage("proxy", (source,), config.proxy)
-        samples = stage("samples", (proxy or source, source) if proxy else (source,), config.proxy, config.sampling)
+        samples = stage("samples", (source, proxy) if proxy else (source,), config.proxy, config.sampling)
         first, second = (
-            stage("train", (source,), labeler.model, labeler_training(labeler)) for labeler in (config.label.first, config.label.second)
+            stage("train", (source,), labeler.model, labeler_training(labeler))
+            for labeler in (config.label.first, config.label.second)
         )
         labelers = (first, second)
-        labels = stage("labels", (source, samples, first, second), threshold=config.label.threshold, folder=samples.folder / "labels")
+        labels = stage(
+            "labels", (source, samples, first, second), threshold=config.label.threshold, folder=samples.folder / "labels"
+        )
     variants: dict[Variant, VariantStages] = {}
     for variant in ("real-only", "mixed") if samples is not None else ("real-only",):
         given = (source, samples, labels) if variant == "mixed" and samples and labels else (source,)
-        train = stage("train", given, config.model, robust_training(config, variant), threat=threat)
+        train = stage("train", given, config.model, robust_training(config, variant), threat=str(config.threat))
         smooth = stage("train", given, config.model, smooth_training(config, variant))
-        evaluate = stage("evaluate", (source, train), config.evaluate, threat=threat)
+        evaluate = evaluate_stage(config.evaluate, source, train, config.threat, config.seed, store)
         variants[variant] = VariantStages(
             train=train,
             evaluate=evaluate,
             sanity=stage("sanity", (source, train, evaluate), norm=config.threat.norm),
             smooth=smooth,
-            certify=stage("certify", (source, smooth), config.certify, sigma=config.smooth.objective.sigma),
+            certify=certify_stage(config.certify, source, smooth, config.smooth.objective.sigma, config.seed, store),
         )
     released = variants["mixed" if samples is not None else "real-only"]
-    export = stage("export", (source, released.train, released.evaluate), name=model_name(config))
-    drawn = (source, *((samples, labels) if samples and labels else ()), *(v.train for v in variants.values()), *(v.certify for v in variants.values()))
-    pictures = stage("pictures", drawn)
-    return Plan(config, config.digest(), source, proxy, samples, labelers, labels, variants, export, pictures)
+    drawn = [source, *((samples, labels) if samples and labels else ())]
+    drawn += [stage for stages in variants.values() for stage in (stages.train, stages.certify)]
+    return Plan(
+        config=config,
+        digest=config.digest(),
+        store=store,
+        source=source,
+        proxy=proxy,
+        samples=samples,
+        labelers=labelers,
+        labels=labels,
+        variants=variants,
+        export=export_stage(config, source, released.train, released.evaluate, store),
+        pictures=stage("pictures", tuple(drawn)),
+    )
 
 
 def describe_training(config: PipelineConfig, variant: Variant) -> str:
@@ -143,7 +183,10 @@ def describe_training(config: PipelineConfig, variant: Variant) -> str:
         case NaturalObjective():
             method = "natural training"
     parts = f", {train.num_synthetic} of them synthetic, gamma {train.gamma:g}" if train.num_synthetic else ""
-    return f"{method} against {config.threat}, {train.steps} steps of {train.batch_size} images{parts}, AdamW, weight average {train.ema_decay:g}"
+    return (
+        f"{method} against {config.threat}, {train.steps} steps of {train.batch_size} images{parts}, AdamW, "
+        f"weight average {train.ema_decay:g}"
+    )
 
 
 def describe_data(config: PipelineConfig, variant: Variant) -> str:

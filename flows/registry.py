@@ -6,11 +6,12 @@ import tempfile
 from pathlib import Path
 
 import mlflow
-import mlflow.onnx
+import mlflow.onnx as onnx_flavor
 import numpy as np
 import onnx
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
@@ -75,7 +76,9 @@ def pull_model(tracking_uri: str, reference: str, folder: Path) -> Path:
     name, _, alias = reference.partition("@")
     name, _, number = name.partition("/")
     try:
-        chosen = client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias or CHAMPION)
+        chosen = (
+            client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias or CHAMPION)
+        )
     except MlflowException as error:
         known = ", ".join(model.name for model in client.search_registered_models()) or "none yet"
         wanted = f"version {number}" if number else f"alias {alias or CHAMPION!r}"
@@ -84,7 +87,7 @@ def pull_model(tracking_uri: str, reference: str, folder: Path) -> Path:
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
     with tempfile.TemporaryDirectory() as scratch:
-        downloaded = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{chosen.version}", dst_path=scratch))
+        downloaded = Path(download_artifacts(f"models:/{name}/{chosen.version}", dst_path=scratch))
         for file, content in (
             (MODEL, downloaded / MODEL),
             (CARD, downloaded / "extra_files" / CARD),
@@ -99,7 +102,9 @@ def _find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion 
         client.get_registered_model(name)
     except MlflowException:
         client.create_registered_model(
-            name, description=f"Robust classifiers of {name.partition('-')[0]}; `champion` is the one to use, `challenger` the newest."
+            name,
+            description=f"Robust classifiers of {name.partition('-')[0]}; "
+            "`champion` is the one to use, `challenger` the newest.",
         )
     found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'")
     return client.get_model_version(name, str(found[0].version)) if found else None
@@ -119,7 +124,7 @@ def _register(plan: Plan, tracker: Tracker, run_id: str, name: str) -> ModelVers
     logged = Model.log(
         artifact_path=None,  # pyright: ignore[reportArgumentType]  (a model with a name has no path of its own)
         name="model",
-        flavor=mlflow.onnx,
+        flavor=onnx_flavor,
         onnx_model=onnx.load(plan.export.verified(MODEL)),
         run_id=run_id,
         signature=signature,
@@ -139,7 +144,12 @@ def _register(plan: Plan, tracker: Tracker, run_id: str, name: str) -> ModelVers
         "test_images": str(card.autoattack.n),
     }
     return tracker.client.create_model_version(
-        name, logged.model_uri, run_id=run_id, model_id=logged.model_id, tags=tags, description=plan.export.verified(CARD).read_text()
+        name,
+        logged.model_uri,
+        run_id=run_id,
+        model_id=logged.model_id,
+        tags=tags,
+        description=plan.export.verified(CARD).read_text(),
     )
 
 
@@ -151,7 +161,9 @@ def _decide(plan: Plan, tracker: Tracker, name: str, number: int) -> GateDecisio
     stages = plan.variants[plan.released]
     exported, trained = plan.export.finished(ExportReport), stages.train.finished(TrainReport)
     sanity = stages.sanity.finished(SanityReport)
-    assert exported is not None and trained is not None and sanity is not None
+    assert exported is not None
+    assert trained is not None
+    assert sanity is not None
     reference, comparison, fault = _compare(plan, tracker, name, number)
     return decide_promotion(
         comparison,

@@ -1,6 +1,7 @@
 """``report.json``: what a run measured, in one file, and the table a person reads."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from flows.tracking import library_versions
 from proxyrob.certify import CertificationReport
 from proxyrob.compare import Comparison
 from proxyrob.evaluate import EvaluationReport
-from proxyrob.intervals import Measured
 from proxyrob.storage.files import write_json
 
 REPORT = "report.json"
@@ -33,7 +33,9 @@ def build_report(
     config = plan.config
     return {
         "preset": preset,
+        "run": plan.run_name,
         "threat": str(config.threat),
+        "pgd_steps": config.evaluate.pgd_steps,
         "total_images": {
             "train": config.source.num_train,
             "synthetic": config.proxy.num_images if config.proxy else 0,
@@ -73,36 +75,46 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def render_report(report: dict[str, Any]) -> Group:
-    """The table of a run, and what its comparison does and does not support."""
+    """The table of a run, 80 columns wide, and what its comparison does and does not support."""
     models = report["models"]
-    table = Table(box=None, padding=(0, 2), header_style="bold", title_justify="left")
-    table.add_column(f"{report['preset']}, {report['threat']}, {report['total_images']['test']} test images")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("", no_wrap=True)
     for variant in models:
-        table.add_column(variant, justify="right")
-    compared = report["comparison"]
-    if compared:
-        table.add_column("mixed − real-only", justify="right")
-        table.add_column("p", justify="right")
-    rows = {"clean": "clean", "pgd": "PGD-20", "autoattack": "AutoAttack standard"}
-    for key, label in rows.items():
-        table.add_row(label, *(_share(models[variant][key]) for variant in models), *_difference(compared.get(key)))
-    first = next(iter(models.values()))
-    for radius in first["certified"]:
-        table.add_row(
-            f"certified at L2 radius {radius}",
-            *(_share(models[variant]["certified"][radius]) for variant in models),
-            *_difference(compared.get(f"certified_{radius}")),
-        )
-    table.add_row("average certified radius", *(_radius(models[variant]["average_certified_radius"]) for variant in models))
-    lines: list[Any] = [table, Text(f"Brackets: 95 % intervals. Certificates are of the smoothed classifiers, on {first['average_certified_radius']['n']} test images.", style="dim")]
-    if "autoattack" in compared:
-        lines.append(Text(explain_comparison(report)))
+        table.add_column(variant, justify="right", no_wrap=True)
+    if report["comparison"]:
+        table.add_column("difference", justify="right", no_wrap=True)
+        table.add_column("p", justify="right", no_wrap=True)
+    for cells in _rows(report):
+        table.add_row(*cells)
+    certified = next(iter(models.values()))["average_certified_radius"]["n"]
+    title = (
+        f"{report['preset']}, seed {report['seed']}: accuracy in %, threat model {report['threat']}, "
+        f"{report['total_images']['test']} test images"
+    )
+    note = f"Parentheses: 95 % intervals. Certificates (L2 radius) are of the smoothed classifiers, {certified} test images."
+    lines: list[Any] = [Text(title, style="bold"), table, Text(note, style="dim")]
+    if "autoattack" in report["comparison"]:
+        lines.append(Text("\n" + explain_comparison(report)))
     promotion, registered = report["promotion"], report["registered"]
     aliases = ", ".join(registered["aliases"]) or "no alias"
     lines.append(
-        Text(f"\nGate: {promotion['verdict']}. {'; '.join(promotion['reasons'])}.\nRegistered: {registered['name']} version {registered['version']} ({aliases}).")
+        Text(
+            f"\nGate: {promotion['verdict']}. {'; '.join(promotion['reasons'])}.\n"
+            f"Registered: {registered['name']} version {registered['version']} ({aliases})."
+        )
     )
     return Group(*lines)
+
+
+def _rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Label, a figure for each model, and where two are compared their difference and its p-value."""
+    models, compared = report["models"], report["comparison"]
+    for key, label in {"clean": "clean", "pgd": f"PGD-{report['pgd_steps']}", "autoattack": "AutoAttack"}.items():
+        yield label, *(_share(figures[key]) for figures in models.values()), *_difference(compared.get(key))
+    for radius in next(iter(models.values()))["certified"]:
+        figures = (_share(figures["certified"][radius]) for figures in models.values())
+        yield f"certified {radius}", *figures, *_difference(compared.get(f"certified_{radius}"))
+    yield "average radius", *(_radius(figures["average_certified_radius"]) for figures in models.values())
 
 
 def explain_comparison(report: dict[str, Any]) -> str:
@@ -120,35 +132,31 @@ def explain_comparison(report: dict[str, Any]) -> str:
         "UNDECIDED": "Not supported: that either of these two networks is more robust than the other.",
     }[found["verdict"]]
     return (
-        f"\n{evidence}\n{claim} Not covered: other seeds (repeat with --set seed=1), and whether the generative model or merely "
-        "more varied images made the difference (run the control: proxyrob run digits-jitter)."
+        f"{evidence}\n{claim} Not covered: other seeds (repeat with --set seed=1), and whether the generative model or "
+        "merely more varied images made the difference (run the control: proxyrob run digits-jitter)."
     )
 
 
 def render_markdown(report: dict[str, Any]) -> str:
     """The same table for MLflow's and Prefect's pages."""
-    models = report["models"]
+    headings = ["", *report["models"], *(["difference", "p"] if report["comparison"] else [])]
     lines = [
-        f"**{report['preset']}** · {report['threat']} · seed {report['seed']}",
+        f"**{report['preset']}** · {report['threat']} · seed {report['seed']} · accuracy in % (95 % interval)",
         "",
-        "| " + " | ".join(["", *models, *(["mixed − real-only", "p"] if report["comparison"] else [])]) + " |",
-        "|" + "---|" * (1 + len(models) + (2 if report["comparison"] else 0)),
+        "| " + " | ".join(headings) + " |",
+        "|" + "---|" * len(headings),
+        *("| " + " | ".join([*cells, *[""] * (len(headings) - len(cells))]) + " |" for cells in _rows(report)),
+        "",
+        f"Gate: **{report['promotion']['verdict']}**. {'; '.join(report['promotion']['reasons'])}",
     ]
-    for key, label in {"clean": "clean", "pgd": "PGD-20", "autoattack": "AutoAttack standard"}.items():
-        cells = [label, *(_share(models[variant][key]) for variant in models), *_difference(report["comparison"].get(key))]
-        lines.append("| " + " | ".join(cells) + " |")
-    for radius in next(iter(models.values()))["certified"]:
-        found = report["comparison"].get(f"certified_{radius}")
-        cells = [f"certified at {radius}", *(_share(models[variant]["certified"][radius]) for variant in models), *_difference(found)]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"Gate: **{report['promotion']['verdict']}**. {'; '.join(report['promotion']['reasons'])}"]
     return "\n".join(lines)
 
 
 def _figures(plan: Plan, variant: Variant) -> dict[str, Any]:
     stages = plan.variants[variant]
     evaluation, certification = stages.evaluate.finished(EvaluationReport), stages.certify.finished(CertificationReport)
-    assert evaluation is not None and certification is not None
+    assert evaluation is not None
+    assert certification is not None
     return {
         "clean": evaluation.clean.model_dump(),
         "pgd": evaluation.pgd.model_dump(),
@@ -159,14 +167,17 @@ def _figures(plan: Plan, variant: Variant) -> dict[str, Any]:
 
 
 def _share(figure: dict[str, Any]) -> str:
-    return str(Measured.model_validate(figure))
+    return f"{100 * figure['value']:.1f} ({100 * figure['low']:.1f}–{100 * figure['high']:.1f})"
 
 
 def _radius(figure: dict[str, Any]) -> str:
-    return f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+    return f"{figure['value']:.2f} ({figure['low']:.2f}–{figure['high']:.2f})"
 
 
 def _difference(found: dict[str, Any] | None) -> tuple[str, ...]:
     if found is None:
         return ()
-    return f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]", f"{found['p_value']:.2g}"
+    return (
+        f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f}, {100 * found['high']:+.1f})",
+        f"{found['p_value']:.1g}",
+    )

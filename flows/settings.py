@@ -17,10 +17,14 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PROXYROB_", frozen=True, extra="ignore")
 
-    home: Annotated[Path, Field(description="folder of results, MLflow's and Prefect's embedded stores")] = user_data_path("proxyrob")
+    home: Annotated[Path, Field(description="folder of results, MLflow's and Prefect's embedded stores")] = user_data_path(
+        "proxyrob"
+    )
     tracking_uri: Annotated[str | None, Field(description="MLflow server; the embedded store when not set")] = None
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:1")] = "auto"
-    workers: Annotated[int, Field(gt=0, description="stages that run at once, each in a process of its own")] = os.cpu_count() or 1
+    workers: Annotated[int, Field(gt=0, description="stages that run at once, each in a process of its own")] = (
+        os.cpu_count() or 1
+    )
     threads: Annotated[int, Field(gt=0, description="threads of each stage; another number may round differently")] = 1
 
     @property

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
+from filelock import FileLock
 from prefect import Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import CachePolicy
@@ -133,7 +135,8 @@ class ByStage(CachePolicy):
 def run_stage(stage: Stage, label: str, priority: int, function: Callable[..., Report], arguments: dict[str, Any]) -> Report:
     """Call one library function for one stage and return its report."""
     session = current_session()
-    with session.slots.take(priority):
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    with session.slots.take(priority), FileLock(stage.folder / ".lock"):  # another run may be at the same stage
         tell = _Reporter(session.display, label, stage)
         return run_in_child(function, threads=session.settings.threads, on_progress=tell, stage=stage, **arguments)
 
@@ -152,7 +155,13 @@ def submit_stage(
         name=label, task_run_name=label, refresh_cache=not stage.is_whole(), result_storage=session.settings.store
     )
     future = configured.submit(
-        stage=stage, label=label, priority=len(session.submitted), function=function, arguments=arguments, wait_for=list(after)
+        stage=stage,
+        label=label,
+        priority=len(session.submitted),
+        function=function,
+        arguments=arguments,
+        wait_for=list(after),
+        return_state=False,
     )
     session.submitted[label] = Submitted(stage, future)
     display = session.display
@@ -163,7 +172,7 @@ def submit_stage(
         if record is not None:
             display.finished(label, record.elapsed_s, cached=done.state.name == "Cached")
         else:
-            display.failed(label, done.state.name)
+            display.failed(label, "failed" if done.state.is_failed() else "not started")
 
     future.add_done_callback(show)
     return future
@@ -188,7 +197,9 @@ class _Reporter:
 
     def __init__(self, display: Display, label: str, stage: Stage) -> None:
         self._display, self._label = display, label
-        self._artifact = create_progress_artifact(progress=0.0, key=f"progress-{label}", description=f"{label} ({stage.digest[:12]})")
+        artifact = create_progress_artifact(progress=0.0, key=f"progress-{label}", description=f"{label} ({stage.digest[:12]})")
+        assert isinstance(artifact, UUID)  # a coroutine only inside an event loop, and tasks are plain functions
+        self._artifact = artifact
         self._told = time.monotonic()
 
     def __call__(self, done: int, total: int, **figures: float) -> None:

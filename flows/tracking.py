@@ -39,7 +39,11 @@ VERSIONED = ("torch", "diffusers", "pyautoattack", "onnx", "onnxruntime", "prefe
 
 def library_versions() -> dict[str, str]:
     """What the figures were computed with."""
-    return {"proxyrob": proxyrob.__version__, "python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
+    return {
+        "proxyrob": proxyrob.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in VERSIONED},
+    }
 
 
 def git_commit() -> str | None:
@@ -103,7 +107,10 @@ class Tracker:
         }
         if plan.proxy is not None and (loss := _report(plan.proxy, ProxyReport).final_loss) is not None:
             figures["proxy_loss"] = loss
-        self._params(run, {key: value for key, value in flatten(plan.config).items() if key.startswith(("proxy.", "sampling.", "label."))})
+        self._params(
+            run,
+            {key: value for key, value in flatten(plan.config).items() if key.startswith(("proxy.", "sampling.", "label."))},
+        )
         self._metrics(run_id, figures, plan.labels)
         self._inputs(run_id, [_dataset(plan.source, "training")])
         self._tables(run_id, {"manifest.json": plan.samples.folder / "manifest.json"})
@@ -116,7 +123,14 @@ class Tracker:
         run_id = run.info.run_id
         if run.info.status == FINISHED:
             return run_id
-        self._params(run, {key: value for key, value in flatten(plan.config).items() if not key.startswith(("proxy.", "sampling.", "label."))})
+        self._params(
+            run,
+            {
+                key: value
+                for key, value in flatten(plan.config).items()
+                if not key.startswith(("proxy.", "sampling.", "label."))
+            },
+        )
         for prefix, stage in (("train", stages.train), ("train/smooth", stages.smooth)):
             self._history(run_id, prefix, read_history(stage))
         trained = _report(stages.train, TrainReport)
@@ -131,7 +145,9 @@ class Tracker:
         if variant == "mixed" and plan.samples is not None:
             inputs.append(_dataset(plan.samples, "training"))
         self._inputs(run_id, inputs)
-        self._tables(run_id, {VERDICTS: stages.evaluate.verified(VERDICTS), CERTIFICATES: stages.certify.verified(CERTIFICATES)})
+        self._tables(
+            run_id, {VERDICTS: stages.evaluate.verified(VERDICTS), CERTIFICATES: stages.certify.verified(CERTIFICATES)}
+        )
         self.client.log_dict(run_id, sanity.model_dump(mode="json"), "sanity.json")
         return run_id
 
@@ -172,7 +188,12 @@ class Tracker:
             if found[0].info.status not in (FINISHED, RUNNING):
                 self.client.update_run(found[0].info.run_id, status=RUNNING)
             return found[0]
-        tags = {**tags, DIGEST_TAG: digest, "mlflow.source.name": f"proxyrob run {plan.config.name}", "mlflow.source.type": "LOCAL"}
+        tags = {
+            **tags,
+            DIGEST_TAG: digest,
+            "mlflow.source.name": f"proxyrob run {plan.config.name}",
+            "mlflow.source.type": "LOCAL",
+        }
         if parent:
             tags["mlflow.parentRunId"] = parent
         return self.client.create_run(experiment, run_name=name, tags=tags)
@@ -195,8 +216,8 @@ class Tracker:
         self._log(
             run_id,
             [
-                Metric(f"{prefix}/{name}", float(getattr(row, name)), int(row.time_s * 1000), int(row.step))
-                for row in history.itertuples()
+                Metric(f"{prefix}/{name}", float(row[name]), int(row["time_s"] * 1000), int(row["step"]))
+                for row in history.to_dict("records")
                 for name in columns
             ],
         )

@@ -22,16 +22,16 @@ def train_smooth(plan: Plan, variant: Variant, built: ProxyFutures) -> PrefectFu
 
 def _train(plan: Plan, variant: Variant, built: ProxyFutures, *, robust: bool) -> PrefectFuture[Any]:
     stages = plan.variants[variant]
-    mixed = variant == "mixed" and built.labels is not None
+    labels = built.labels if variant == "mixed" else None
     return submit_stage(
         train_classifier,
         stages.train if robust else stages.smooth,
         f"{'train' if robust else 'smooth'}-{variant}",
-        after=[built.labels if mixed else built.source],
+        after=[built.source if labels is None else labels],
         model=plan.config.model,
         config=(robust_training if robust else smooth_training)(plan.config, variant),
         source=plan.source,
-        synthetic=plan.synthetic if mixed else None,
+        synthetic=None if labels is None else plan.synthetic,
         threat=plan.config.threat if robust else None,
         seed=plan.config.seed,
         device=current_session().device,

@@ -19,7 +19,9 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"expected a device such as 'auto', 'cpu' or 'cuda:0', got {name!r}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name!r} is not on this machine ({torch.cuda.device_count()} CUDA devices); use 'auto' or 'cpu'")
+        raise ValueError(
+            f"device {name!r} is not on this machine ({torch.cuda.device_count()} CUDA devices); use 'auto' or 'cpu'"
+        )
     return device
 
 

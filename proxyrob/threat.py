@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 Norm = Literal["linf", "l2"]
 
@@ -53,6 +53,6 @@ def parse_threat(text: str) -> Threat:
     if norm not in get_args(Norm):
         raise ValueError(f"expected a norm out of {', '.join(get_args(Norm))}, got {norm!r} in {text!r}")
     try:
-        return Threat(norm, Fraction(epsilon.replace(" ", "")))
+        return Threat(cast(Norm, norm), Fraction(epsilon.replace(" ", "")))
     except ZeroDivisionError as error:
         raise ValueError(f"expected an epsilon with a denominator that is not 0, got {text!r}") from error

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from proxyrob.certify.bounds import certified_radius, lower_bound
-from proxyrob.intervals import Measured, measure_mean, measure_share
 from proxyrob.config.evaluate import CertifyConfig
+from proxyrob.intervals import Measured, measure_mean, measure_share
 from proxyrob.models import load_classifier
 from proxyrob.rng import Streams
 from proxyrob.source import read_split
@@ -68,7 +68,10 @@ def certify_classifier(
     split = read_split(source, "test").first(config.num_images)
     classifier = load_classifier(model, device)
     images = split.images.to(device)
-    units = {f"images-{k:05d}": range(start, min(start + UNIT_SIZE, len(split))) for k, start in enumerate(range(0, len(split), UNIT_SIZE))}
+    units = {
+        f"images-{k:05d}": range(start, min(start + UNIT_SIZE, len(split)))
+        for k, start in enumerate(range(0, len(split), UNIT_SIZE))
+    }
 
     def certify_some(name: str) -> pd.DataFrame:
         rows = []
@@ -179,8 +182,8 @@ def to_smoothing_tsv(table: pd.DataFrame) -> str:
     Abstention is -1 there. A radius is rounded down, never up.
     """
     lines = ["idx\tlabel\tpredict\tradius\tcorrect\ttime"]
-    for row in table.itertuples():
-        predicted = -1 if pd.isna(row.prediction) else int(row.prediction)
-        radius = np.floor(row.radius_l2 * 1000.0) / 1000.0
-        lines.append(f"{row.index}\t{row.label}\t{predicted}\t{radius:.3f}\t{int(predicted == row.label)}\t{row.elapsed_s:.6f}")
+    for row in table.to_dict("records"):
+        label, predicted = row["label"], -1 if pd.isna(row["prediction"]) else int(row["prediction"])
+        radius = np.floor(row["radius_l2"] * 1000.0) / 1000.0
+        lines.append(f"{row['index']}\t{label}\t{predicted}\t{radius:.3f}\t{int(predicted == label)}\t{row['elapsed_s']:.6f}")
     return "\n".join(lines) + "\n"

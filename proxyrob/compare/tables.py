@@ -26,7 +26,9 @@ def compare_verdicts(
     (pgd_name,) = [name for name in header.attacks if name.startswith("pgd")]
     sets: dict[str, tuple[str, ...]] = {"clean": (), "pgd": (pgd_name,), "autoattack": STANDARD_ATTACKS}
     return {
-        name: compare_paired(robust_rows(table, attacks), robust_rows(other_table, attacks), margin=margin, confidence=confidence)
+        name: compare_paired(
+            robust_rows(table, attacks), robust_rows(other_table, attacks), margin=margin, confidence=confidence
+        )
         for name, attacks in sets.items()
     }
 

@@ -34,7 +34,7 @@ def load_config(name: str, changes: Iterable[str] = ()) -> PipelineConfig:
     Raises ``ValueError`` whose text says which key is wrong, why, and what is expected.
     """
     config = _validate(_read(name))
-    tree = config.model_dump(mode="json")
+    tree = config.dump()
     for change in changes:
         _apply(tree, change)
     return _validate(tree)
@@ -102,9 +102,11 @@ def _read(name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ValueError(f"{name}: expected keys and values, got {type(tree).__name__}")
+        raise ValueError(  # noqa: TRY004  (the content of a file is wrong, not the type of an argument)
+            f"{name}: expected keys and values, got {type(tree).__name__}"
+        )
     base = tree.pop("extends", None)
-    return tree if base is None else _merge(_read(str(base), (*chain, name)), tree)
+    return tree if base is None else _merge(_validate(_read(str(base), (*chain, name))).dump(), tree)
 
 
 def _merge(base: Any, change: Any) -> Any:
@@ -162,7 +164,12 @@ def _keys_at(path: list[str]) -> tuple[str, ...]:
         if part in _KINDS:
             models = [_KINDS[part]]
         else:
-            models = [below for model in models if part in model.model_fields for below in _models_in(model.model_fields[part].annotation)]
+            models = [
+                below
+                for model in models
+                if part in model.model_fields
+                for below in _models_in(model.model_fields[part].annotation)
+            ]
     return tuple(dict.fromkeys(key for model in models for key in model.model_fields))
 
 

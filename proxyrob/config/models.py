@@ -11,7 +11,9 @@ class CnnModel(Config):
     """A small convolutional network without normalisation layers, for tiny images."""
 
     kind: Literal["cnn"] = "cnn"
-    widths: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4, description="channels; each but the first halves the image")] = (
+    widths: Annotated[
+        tuple[Count, ...], Field(min_length=1, max_length=4, description="channels; each but the first halves the image")
+    ] = (
         16,
         32,
         64,

@@ -43,7 +43,8 @@ class PipelineConfig(Config):
                 raise ValueError(f"{name}.synthetic_fraction is 0, so the proxy would be sampled in vain; set proxy=null")
         if self.certify.num_images > self.source.num_test:
             raise ValueError(
-                f"certify.num_images is {self.certify.num_images}, more than the {self.source.num_test} images of the test split"
+                f"certify.num_images is {self.certify.num_images}, more than the {self.source.num_test} images of the test "
+                "split"
             )
         cap = largest_radius(self.smooth.objective.sigma, self.certify.n, self.certify.alpha)
         if self.certify.radii[-1] > cap:

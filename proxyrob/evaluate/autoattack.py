@@ -1,6 +1,7 @@
 """AutoAttack *standard* through pyautoattack: its own four attacks, settings and batches, in pieces that survive a kill."""
 
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -14,14 +15,14 @@ from proxyrob.errors import DataIntegrityError
 from proxyrob.rng import isolated_rng
 from proxyrob.storage import Stage
 from proxyrob.storage.files import run_units
-from proxyrob.threat import Threat
+from proxyrob.threat import Norm, Threat
 from proxyrob.types import OnProgress, no_progress
 
 STANDARD_ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 FEWEST_CLASSES = 10
 """Standard AutoAttack aims at nine targets; with fewer classes it would be another, weaker ensemble."""
 
-NORMS = {"linf": "Linf", "l2": "L2"}
+NORMS: dict[Norm, Literal["Linf", "L2"]] = {"linf": "Linf", "l2": "L2"}
 TOLERANCE = 1e-5
 
 
@@ -59,15 +60,17 @@ def run_autoattack(
     broken = {}
     for position, attack in enumerate(STANDARD_ATTACKS):
         rows = np.flatnonzero(standing)
-        units = {f"{attack}-{k:04d}": rows[start : start + batch_size] for k, start in enumerate(range(0, len(rows), batch_size))}
+        units = {
+            f"{attack}-{k:04d}": rows[start : start + batch_size] for k, start in enumerate(range(0, len(rows), batch_size))
+        }
 
         def attack_one(name: str, attack: str = attack, units: dict[str, Int64[np.ndarray, " m"]] = units) -> pd.DataFrame:
             chosen = torch.from_numpy(units[name])
             hits = _attack_batch(model, attack, images[chosen], labels[chosen], threat, batch_size, seed, device)
             return pd.DataFrame({"index": units[name], "broken": hits})
 
-        def tell(done: int, position: int = position, count: int = len(units)) -> None:
-            on_progress(100 * position + 100 * done // max(count, 1), 100 * len(STANDARD_ATTACKS), standing=float(standing.mean()))
+        def tell(done: int, position: int = position, count: int = len(units), share: float = float(standing.mean())) -> None:
+            on_progress(100 * position + 100 * done // max(count, 1), 100 * len(STANDARD_ATTACKS), standing=share)
 
         broken[attack] = np.zeros(len(labels), dtype=bool)
         if units:
@@ -91,7 +94,7 @@ def _attack_batch(
         ensemble = AutoAttack(
             model, device=device, eps=float(threat.epsilon), norm=NORMS[threat.norm], seed=seed % 2**32, version="standard"
         )
-        assert tuple(ensemble.attacks_to_run) == STANDARD_ATTACKS
+        assert tuple(ensemble.attacks_to_run or ()) == STANDARD_ATTACKS
         ensemble.attacks_to_run = [attack]
         attacked, _ = ensemble.run_standard_evaluation(images, labels, batch_size=batch_size)
         _check_inside(attacked, images, threat, attack)

@@ -2,6 +2,7 @@
 
 import time
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proxyrob.attacks import attack_pgd
-from proxyrob.evaluate.verdicts import read_verdicts, robust_rows
 from proxyrob.evaluate.autoattack import STANDARD_ATTACKS
+from proxyrob.evaluate.verdicts import read_verdicts, robust_rows
 from proxyrob.models import load_classifier
 from proxyrob.rng import Streams
 from proxyrob.source import read_split
@@ -62,10 +63,14 @@ def check_sanity(
     images, labels = split.images.to(device), split.targets.to(device)
     before = _buffers(classifier)
     checks = [_check_inputs(split.images)]
-    checks += inspect_model(classifier, images, labels, norm=norm, generator=Streams(seed).torch("evaluate/sanity", device), on_progress=on_progress)
+    checks += inspect_model(
+        classifier, images, labels, norm=norm, generator=Streams(seed).torch("evaluate/sanity", device), on_progress=on_progress
+    )
     moved = [name for name, value in _buffers(classifier).items() if not torch.equal(value, before[name])]
     checks.append(
-        SanityCheck(name="running statistics stay", passed=not moved, finding=f"changed: {', '.join(moved)}" if moved else "unchanged")
+        SanityCheck(
+            name="running statistics stay", passed=not moved, finding=f"changed: {', '.join(moved)}" if moved else "unchanged"
+        )
     )
     table, header = read_verdicts(evaluation)
     (pgd_name,) = [name for name in header.attacks if name.startswith("pgd")]
@@ -115,7 +120,9 @@ def inspect_model(
         "the same in another order": float((permuted - logits[order]).abs().amax()) / size,
     }
     checks = [
-        SanityCheck(name=f"logits are {name}", passed=value <= LOGIT_TOLERANCE, finding=f"largest relative difference {value:.1e}")
+        SanityCheck(
+            name=f"logits are {name}", passed=value <= LOGIT_TOLERANCE, finding=f"largest relative difference {value:.1e}"
+        )
         for name, value in differences.items()
     ]
     sums = logits.sum(1)
@@ -124,7 +131,9 @@ def inspect_model(
         SanityCheck(
             name="outputs are logits",
             passed=not probabilities,
-            finding="the outputs are probabilities: attacks on them see vanishing gradients" if probabilities else "they are not probabilities",
+            finding="the outputs are probabilities: attacks on them see vanishing gradients"
+            if probabilities
+            else "they are not probabilities",
         )
     )
     checks.append(_check_gradients(model, images, labels))
@@ -134,7 +143,7 @@ def inspect_model(
 
 def _check_inputs(images: Float[Tensor, "n c h w"]) -> SanityCheck:
     off_grid = float((images * 255.0 - (images * 255.0).round()).abs().max())
-    inside = 0.0 <= float(images.min()) and float(images.max()) <= 1.0
+    inside = float(images.min()) >= 0.0 and float(images.max()) <= 1.0
     return SanityCheck(
         name="inputs lie in [0,1] on the 8-bit grid",
         passed=inside and off_grid < 1e-3,
@@ -180,7 +189,7 @@ def _check_curve(
             correct.append(int((model(attacked).argmax(1) == labels).sum()))
         on_progress(done + 1, len(SHARES_OF_FULL))
     slack = max(1, round(0.01 * len(labels)))
-    falling = all(later <= earlier + slack for earlier, later in zip(correct, correct[1:], strict=False))
+    falling = all(later <= earlier + slack for earlier, later in pairwise(correct))
     chance = len(labels) * (1.0 / int(np.unique(labels.cpu().numpy()).size))
     return SanityCheck(
         name="accuracy falls to chance as epsilon grows",

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proxyrob.attacks import attack_pgd
-from proxyrob.intervals import Measured, measure_share
 from proxyrob.config.evaluate import EvaluateConfig
 from proxyrob.device import eval_mode
 from proxyrob.evaluate.autoattack import STANDARD_ATTACKS, autoattack_version, run_autoattack
+from proxyrob.intervals import Measured, measure_share
 from proxyrob.models import load_classifier
 from proxyrob.rng import Streams
 from proxyrob.source import Split, read_split, source_report
@@ -122,14 +122,15 @@ def tabulate_verdicts(
     """
     correct = predictions == labels
     standing = correct.copy()
-    first = np.where(correct, None, "clean").astype(object)
-    columns: dict[str, pd.array] = {}
+    first = np.full(len(labels), None, dtype=object)
+    first[~correct] = "clean"
+    columns: dict[str, pd.arrays.BooleanArray] = {}
     for name, hits in sequential.items():
-        columns[name] = pd.array(np.where(standing, hits, None), dtype="boolean")
+        columns[name] = pd.arrays.BooleanArray(hits & standing, ~standing)
         first[standing & hits] = name
         standing &= ~hits
     for name, hits in independent.items():
-        columns[name] = pd.array(np.where(correct, hits, None), dtype="boolean")
+        columns[name] = pd.arrays.BooleanArray(hits & correct, ~correct)
         first[standing & hits] = name
         standing &= ~hits
     return pd.DataFrame(
@@ -170,7 +171,10 @@ def _run_pgd(
     config: EvaluateConfig, model: nn.Module, split: Split, threat: Threat, streams: Streams, stage: Stage, device: str
 ) -> Bool[np.ndarray, " n"]:
     images, labels = split.images, split.targets
-    units = {f"batch-{k:04d}": slice(start, start + config.batch_size) for k, start in enumerate(range(0, len(labels), config.batch_size))}
+    units = {
+        f"batch-{k:04d}": slice(start, start + config.batch_size)
+        for k, start in enumerate(range(0, len(labels), config.batch_size))
+    }
 
     def attack_one(name: str) -> pd.DataFrame:
         x, y = images[units[name]].to(device), labels[units[name]].to(device)

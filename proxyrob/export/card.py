@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from proxyrob.intervals import Measured
 from proxyrob.export.parity import ParityReport
+from proxyrob.intervals import Measured
 from proxyrob.storage import Report
 from proxyrob.storage.files import write_bytes, write_json
 
@@ -54,15 +54,21 @@ def render_card(card: ModelCard, parity: ParityReport, sha256: str) -> str:
     """The card as Markdown."""
     channels, height, width = card.image_shape
     digests = "\n".join(f"| {name} | `{digest}` |" for name, digest in sorted(card.digests.items()))
+    accuracies = "\n".join(
+        f"| {name} | {100 * found.value:.1f} % | {100 * found.low:.1f} – {100 * found.high:.1f} % |"
+        for name, found in (
+            ("unperturbed", card.clean),
+            (f"PGD-{card.pgd_steps}", card.pgd),
+            ("AutoAttack standard", card.autoattack),
+        )
+    )
     return f"""# {card.name}
 
 {card.architecture}, trained to withstand perturbations with **{card.threat}** (pixel units of [0,1]).
 
 | measured on {card.test_data} | accuracy | 95 % interval |
 |---|---|---|
-| unperturbed | {100 * card.clean.value:.1f} % | {100 * card.clean.low:.1f} – {100 * card.clean.high:.1f} % |
-| PGD-{card.pgd_steps} | {100 * card.pgd.value:.1f} % | {100 * card.pgd.low:.1f} – {100 * card.pgd.high:.1f} % |
-| AutoAttack standard | {100 * card.autoattack.value:.1f} % | {100 * card.autoattack.low:.1f} – {100 * card.autoattack.high:.1f} % |
+{accuracies}
 
 The AutoAttack figure is an upper bound on the true robust accuracy: {card.autoattack_version}, all four attacks, on every
 one of {card.autoattack.n} images. The intervals cover the choice of test images, not the seed of the training.

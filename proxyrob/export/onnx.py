@@ -10,10 +10,10 @@ import onnx
 import torch
 from torch import nn
 
-from proxyrob.export.card import ModelCard, write_card
-from proxyrob.export.parity import ParityReport, prove_parity
 from proxyrob.errors import DataIntegrityError, ParityError
 from proxyrob.evaluate import STANDARD_ATTACKS, EvaluationReport, read_verdicts
+from proxyrob.export.card import ModelCard, write_card
+from proxyrob.export.parity import ParityReport, prove_parity
 from proxyrob.models import ClassifierCard, load_classifier
 from proxyrob.rng import Streams
 from proxyrob.source import read_split, source_report
@@ -54,7 +54,8 @@ def export_classifier(
     ``training`` and ``training_data`` are what the card says of how the model was made; every figure on it is read from
     the evaluation's verdict table. The file is exported from the CPU.
 
-    Randomness: ``export/parity``. Raises ``ParityError`` when a class differs on clean, attacked or noisy images, or the logits do by more than rounding.
+    Randomness: ``export/parity``. Raises ``ParityError`` when a class differs on clean, attacked or noisy images,
+    or the logits do by more than rounding.
     """
     if (report := stage.finished(ExportReport)) is not None:
         return report
@@ -106,7 +107,14 @@ def write_onnx(model: nn.Module, image_shape: tuple[int, int, int], path: Path, 
 
 
 def _make_card(
-    name: str, training: str, training_data: str, network: ClassifierCard, source: Stage, model: Stage, evaluation: Stage, seed: int
+    name: str,
+    training: str,
+    training_data: str,
+    network: ClassifierCard,
+    source: Stage,
+    model: Stage,
+    evaluation: Stage,
+    seed: int,
 ) -> ModelCard:
     measured, trained = evaluation.finished(EvaluationReport), model.finished(TrainReport)
     if measured is None or trained is None:

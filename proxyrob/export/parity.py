@@ -65,7 +65,9 @@ def prove_parity(model: nn.Module, path: Path, split: Split, threat: Threat, gen
     )
     noisy = images + NOISE_SIGMA * torch.randn(images.shape, generator=generator)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    rows = tuple(_compare(model, session, kind, batch) for kind, batch in (("clean", images), ("attacked", attacked), ("noisy", noisy)))
+    rows = tuple(
+        _compare(model, session, kind, batch) for kind, batch in (("clean", images), ("attacked", attacked), ("noisy", noisy))
+    )
     passed = all(row.different_classes == 0 and row.largest_relative_difference <= TOLERANCE for row in rows)
     return ParityReport(passed=passed, rows=rows)
 
@@ -73,7 +75,13 @@ def prove_parity(model: nn.Module, path: Path, split: Split, threat: Threat, gen
 def _compare(model: nn.Module, session: onnxruntime.InferenceSession, kind: str, images: Float[Tensor, "n c h w"]) -> ParityRow:
     with torch.inference_mode():
         expected = model(images).numpy()
-    found = np.concatenate([session.run(["logits"], {"images": part})[0] for part in (images[:1].numpy(), images[1:].numpy()) if len(part)])
+    found = np.concatenate(
+        [
+            np.asarray(session.run(["logits"], {"images": part})[0])
+            for part in (images[:1].numpy(), images[1:].numpy())
+            if len(part)
+        ]
+    )
     return ParityRow(
         kind=kind,
         num_images=len(images),

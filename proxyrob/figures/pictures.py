@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-import matplotlib
+import matplotlib as mpl
 
-matplotlib.use("Agg")
+mpl.use("Agg")
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int64, UInt8
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from proxyrob.storage.files import written_whole
 
@@ -40,7 +41,13 @@ def draw_real_and_synthetic(
 
 
 def draw_dropped(
-    path: Path, images: UInt8[np.ndarray, "n h w c"], table: pd.DataFrame, class_names: tuple[str, ...], *, num_images: int, most: int = 40
+    path: Path,
+    images: UInt8[np.ndarray, "n h w c"],
+    table: pd.DataFrame,
+    class_names: tuple[str, ...],
+    *,
+    num_images: int,
+    most: int = 40,
 ) -> None:
     """Images that the filter dropped, with both labelers' votes, or a sentence where it dropped none.
 
@@ -54,9 +61,15 @@ def draw_dropped(
         if position < count:
             row = table.iloc[position]
             _show(axis, images[position])
-            first, second = (f"{class_names[int(row[f'{n}_class'])]} {100 * row[f'{n}_confidence']:.0f} %" for n in ("first", "second"))
+            first, second = (
+                f"{class_names[int(row[f'{n}_class'])]} {100 * row[f'{n}_confidence']:.0f} %" for n in ("first", "second")
+            )
             axis.set_title(f"{first}\n{second}", fontsize=7, color=INK)
-    figure.suptitle(f"{len(images)} of {num_images} synthetic images dropped: the labelers disagree and both are unsure", fontsize=11, color=INK)
+    figure.suptitle(
+        f"{len(images)} of {num_images} synthetic images dropped: the labelers disagree and both are unsure",
+        fontsize=11,
+        color=INK,
+    )
     _save(figure, path)
 
 
@@ -69,7 +82,14 @@ def draw_certified_curves(path: Path, tables: dict[str, pd.DataFrame], *, sigma:
         radii = np.linspace(0.0, most * 1.02, 400)
         radius = table.radius_l2.to_numpy()
         share = [float((right & (radius >= r)).mean()) for r in radii]
-        axis.step(radii, share, where="post", label=f"{name} ({len(table)} images)", color=COLOURS.get(name, FALLBACK_COLOUR), linewidth=1.8)
+        axis.step(
+            radii,
+            share,
+            where="post",
+            label=f"{name} ({len(table)} images)",
+            color=COLOURS.get(name, FALLBACK_COLOUR),
+            linewidth=1.8,
+        )
     axis.set(xlabel="L2 radius, in pixel units of [0,1]", ylabel="certified accuracy", ylim=(0, 1), xlim=(0, most * 1.02))
     axis.set_title(f"randomized smoothing, σ = {sigma:g}, n = {n:,}", fontsize=11, color=INK)
     axis.grid(alpha=0.25)
@@ -102,13 +122,15 @@ def _row(images: UInt8[np.ndarray, "n h w c"], count: int, shape: tuple[int, ...
 
 
 def _show(axis: Axes, picture: UInt8[np.ndarray, "h w c"]) -> None:
-    axis.imshow(picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.imshow(
+        picture.squeeze(-1) if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+    )
     axis.set_xticks([])
     axis.set_yticks([])
     axis.spines[:].set_visible(False)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)

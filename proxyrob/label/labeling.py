@@ -60,7 +60,10 @@ def label_shards(
         return apply_rule(shard.first_id + np.arange(shard.num_images), votes[0], votes[1], threshold)
 
     table = run_units(
-        stage.folder, list(shards), label_one, lambda done: on_progress(done * manifest.num_images // len(shards), manifest.num_images)
+        stage.folder,
+        list(shards),
+        label_one,
+        lambda done: on_progress(done * manifest.num_images // len(shards), manifest.num_images),
     )
     kept = np.bincount(table.label[table.kept], minlength=num_classes)
     dropped = np.bincount(table.label[~table.kept], minlength=num_classes)

@@ -98,7 +98,8 @@ def read_synthetic(
     table = read_labels(samples, labels)
     if len(table) != manifest.num_images:
         raise DataIntegrityError(
-            f"{labels.folder} has labels for {len(table)} images, {samples.folder} has {manifest.num_images} images; {labels.remedy}"
+            f"{labels.folder} has labels for {len(table)} images, {samples.folder} has {manifest.num_images} images; "
+            f"{labels.remedy}"
         )
     images = np.concatenate([read_shard(samples.folder, shard, manifest.image_shape) for shard in manifest.shards])
     kept = table.kept.to_numpy()
@@ -110,10 +111,14 @@ def shift_images(images: Float[Tensor, "b c h w"], most: int, generator: torch.G
 
     Randomness: one offset per image and direction, from ``generator`` (on the CPU).
     """
-    b, c, h, w = images.shape
+    b, _, h, w = images.shape
     padded = F.pad(images, (most, most, most, most))
     offsets = torch.randint(0, 2 * most + 1, (2, b), generator=generator).to(images.device)
     rows = offsets[0, :, None] + torch.arange(h, device=images.device)
     columns = offsets[1, :, None] + torch.arange(w, device=images.device)
     picture = torch.arange(b, device=images.device)
-    return padded.permute(0, 2, 3, 1)[picture[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    return (
+        padded.permute(0, 2, 3, 1)[picture[:, None, None], rows[:, :, None], columns[:, None, :]]
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )

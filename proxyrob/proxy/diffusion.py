@@ -1,6 +1,7 @@
 """A diffusion model as proxy distribution: fitted to training images only, sampled one seed per image."""
 
 import time
+from typing import cast
 
 import numpy as np
 import safetensors
@@ -9,13 +10,13 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from proxyrob.config.proxy import DiffusionProxy
 from proxyrob.errors import DataIntegrityError, NonFiniteLoss
 from proxyrob.proxy.network import Denoiser
 from proxyrob.rng import Streams, isolated_rng
-from proxyrob.schedule import cosine_with_warmup
+from proxyrob.schedule import average_with_warmup, cosine_with_warmup
 from proxyrob.source import Split, read_split, source_report
 from proxyrob.storage import Report, Stage
 from proxyrob.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -52,7 +53,8 @@ def fit_diffusion(
 
     Randomness: ``proxy/initial``, and ``proxy/fit`` by step. Raises ``NonFiniteLoss`` when it diverges.
     """
-    from diffusers import DDPMScheduler  # not at the top: it costs seconds that whoever only schedules need not pay
+    # not at the top: it costs seconds that whoever only schedules need not pay
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     if (report := stage.finished(ProxyReport)) is not None:
         return report
@@ -62,7 +64,7 @@ def fit_diffusion(
     pixels = (split.images.flatten(1) * 2.0 - 1.0).to(device)
     labels = split.targets.to(device)
     model = _build(config, split, streams.entropy("proxy/initial")).to(device)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    average = AveragedModel(model, multi_avg_fn=average_with_warmup(config.ema_decay))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
     schedule = cosine_with_warmup(optimizer, config.steps)
     noising = DDPMScheduler(NUM_DIFFUSION_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
@@ -72,7 +74,8 @@ def fit_diffusion(
     for step in range(first, config.steps):
         generator = streams.torch("proxy/fit", device, step=step)
         rows = torch.randint(len(pixels), (config.batch_size,), generator=generator, device=device)
-        times = torch.randint(NUM_DIFFUSION_STEPS, (config.batch_size,), generator=generator, device=device)
+        drawn = torch.randint(NUM_DIFFUSION_STEPS, (config.batch_size,), generator=generator, device=device)
+        times = cast(torch.IntTensor, drawn)  # so diffusers names any tensor of integers
         noise = torch.randn((config.batch_size, pixels.shape[1]), generator=generator, device=device)
         clean = pixels[rows]
         noisy = noising.add_noise(clean, noise, times)
@@ -86,7 +89,9 @@ def fit_diffusion(
         if (step + 1) % REPORT_EVERY == 0 or step + 1 == config.steps:
             recent = loss.item()
             if not np.isfinite(recent):
-                raise NonFiniteLoss(f"the proxy's loss is {recent} at step {step}; lower proxy.learning_rate (now {config.learning_rate})")
+                raise NonFiniteLoss(
+                    f"the proxy's loss is {recent} at step {step}; lower proxy.learning_rate (now {config.learning_rate})"
+                )
             on_progress(step + 1, config.steps, loss=recent)
         if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < config.steps:
             save_checkpoint(stage, step + 1, parts)
@@ -131,7 +136,7 @@ class DiffusionSampler:
 
         Randomness: ``proxy/sample`` by image.
         """
-        from diffusers import DPMSolverMultistepScheduler  # as in fit_diffusion
+        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler  # as in fit_diffusion
 
         scheduler = DPMSolverMultistepScheduler(
             NUM_DIFFUSION_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"
@@ -141,7 +146,7 @@ class DiffusionSampler:
         labels = torch.as_tensor(ids % self.num_classes, device=self.device)
         for moment in scheduler.timesteps:
             times = torch.full((len(ids),), int(moment), device=self.device)
-            state = scheduler.step(self.model(state, times, labels), moment, state).prev_sample
+            (state,) = scheduler.step(self.model(state, times, labels), moment, state, return_dict=False)
         return as_stored((state.view(-1, *self.shape) + 1.0) / 2.0)
 
     def _noise(self, image: int) -> Float[Tensor, " p"]:

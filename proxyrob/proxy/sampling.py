@@ -91,9 +91,7 @@ def sample_proxy(
     return stage.finish(report, [MANIFEST, *(f"{name}.npy" for name, _, _ in shards)], started)
 
 
-def _sampler(
-    config: DiffusionProxy | JitterProxy, *, source: Stage, proxy: Stage | None, seed: int, device: str
-) -> Sampler:
+def _sampler(config: DiffusionProxy | JitterProxy, *, source: Stage, proxy: Stage | None, seed: int, device: str) -> Sampler:
     match config:
         case DiffusionProxy():
             if proxy is None:

@@ -2,16 +2,18 @@
 
 import hashlib
 import time
+from typing import cast
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from sklearn.utils import Bunch
 
 from proxyrob.config.source import DigitsSource
 from proxyrob.errors import DataIntegrityError
 from proxyrob.rng import Streams
-from proxyrob.source.splits import SourceReport, write_splits
+from proxyrob.source.splits import SourceReport, SplitName, write_splits
 from proxyrob.storage import Stage
 from proxyrob.types import OnProgress, no_progress
 
@@ -19,9 +21,7 @@ NUM_IMAGES = 1797
 CONTENT_SHA256 = "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382"
 
 
-def prepare_digits(
-    config: DigitsSource, *, seed: int, stage: Stage, on_progress: OnProgress = no_progress
-) -> SourceReport:
+def prepare_digits(config: DigitsSource, *, seed: int, stage: Stage, on_progress: OnProgress = no_progress) -> SourceReport:
     """Verify the digits, split them by class and write the splits.
 
     The test split is cut off first; training and validation images come from what is left. Grey levels 0–16 become the
@@ -39,19 +39,23 @@ def prepare_digits(
         raise ValueError(
             f"expected source.num_train + source.num_validation + source.num_test of at most {NUM_IMAGES}, got {wanted}"
         )
+    # not a Generator: scikit-learn takes none
     generator = np.random.RandomState(Streams(seed).entropy("source/split") % 2**32)
     rows = {}
     rest = np.arange(NUM_IMAGES)
     for name, count in (("test", config.num_test), ("validation", config.num_validation), ("train", config.num_train)):
         rows[name], rest = _take(rest, labels, count, generator, name)
-    splits = {name: (images[rows[name]], labels[rows[name]]) for name in ("train", "validation", "test")}
+    names: tuple[SplitName, ...] = ("train", "validation", "test")
+    splits: dict[SplitName, tuple[UInt8[np.ndarray, "n h w c"], Int64[np.ndarray, " n"]]] = {
+        name: (images[rows[name]], labels[rows[name]]) for name in names
+    }
     report = write_splits(stage, splits, class_names=tuple("0123456789"), started=started)
     on_progress(1, 1)
     return report
 
 
 def _verified() -> tuple[UInt8[np.ndarray, "n h w c"], Int64[np.ndarray, " n"]]:
-    data = load_digits()
+    data = cast(Bunch, load_digits())  # a tuple only with return_X_y=True
     images = np.rint(data.images[..., None] * (255.0 / 16.0)).astype(np.uint8)
     labels = data.target.astype(np.int64)
     found = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()

@@ -32,9 +32,7 @@ class CheckpointPointer(Report):
     history: tuple[dict[str, float], ...]
 
 
-def save_checkpoint(
-    stage: Stage, step: int, parts: Mapping[str, Stateful], history: tuple[dict[str, float], ...] = ()
-) -> None:
+def save_checkpoint(stage: Stage, step: int, parts: Mapping[str, Stateful], history: tuple[dict[str, float], ...] = ()) -> None:
     """Write the state of ``parts`` after ``step`` steps; the checkpoint before it is removed afterwards."""
     path = stage.scratch / f"checkpoint-{step:08d}.pt"
     with written_whole(path) as temporary:
@@ -64,7 +62,8 @@ def load_checkpoint(
         raise DataIntegrityError(f"{pointer_path} cannot be read; {remedy}") from error
     if pointer.digest != stage.digest:
         raise CheckpointMismatch(
-            f"{pointer_path} was written by another configuration (digest {pointer.digest[:12]}, expected {stage.digest[:12]}); {remedy}"
+            f"{pointer_path} was written by another configuration (digest {pointer.digest[:12]}, "
+            f"expected {stage.digest[:12]}); {remedy}"
         )
     path = stage.scratch / pointer.file
     verify_file(path, pointer.sha256, remedy)

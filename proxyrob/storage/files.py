@@ -21,11 +21,13 @@ HEADER = b"proxyrob"
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; when the block ends without error it is fsynced and renamed to ``path``."""
+    """Yield a temporary path beside ``path``; when the block ends without error it is fsynced and renamed to ``path``.
+
+    The temporary name is fixed, so that what a killed writer left is overwritten by the next one. Two writers of one file
+    at once must exclude each other, as stages do by their lock.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.part")
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -42,8 +44,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON that a person can read, with keys in a fixed order."""
-    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    """Write JSON that a person can read."""
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -61,7 +63,9 @@ def write_table(path: Path, table: pd.DataFrame, header: dict[str, Any] | None =
     """Write a table as parquet; ``header`` is kept as JSON in the file's own metadata."""
     content = pa.Table.from_pandas(table, preserve_index=False)
     if header is not None:
-        content = content.replace_schema_metadata({**(content.schema.metadata or {}), HEADER: json.dumps(header, sort_keys=True)})
+        content = content.replace_schema_metadata(
+            {**(content.schema.metadata or {}), HEADER: json.dumps(header, sort_keys=True)}
+        )
     with written_whole(path) as temporary:
         pq.write_table(content, temporary)
 

@@ -8,16 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from proxyrob.attacks import attack_pgd
 from proxyrob.config.models import ModelConfig
 from proxyrob.config.train import NaturalObjective, RobustTrainConfig, SmoothTrainConfig
 from proxyrob.errors import NonFiniteLoss
 from proxyrob.mix import Mix, read_synthetic
-from proxyrob.models import MODEL_FILES, ClassifierCard, build_classifier, channel_statistics, save_classifier
+from proxyrob.models import MODEL_FILES, Classifier, ClassifierCard, build_classifier, channel_statistics, save_classifier
 from proxyrob.rng import Streams
-from proxyrob.schedule import cosine_with_warmup
+from proxyrob.schedule import average_with_warmup, cosine_with_warmup
 from proxyrob.source import Split, read_split, source_report
 from proxyrob.storage import Report, Stage
 from proxyrob.storage.checkpoint import load_checkpoint, save_checkpoint
@@ -79,8 +79,10 @@ def train_classifier(
         streams=streams,
     )
     classifier = build_classifier(_card(model, source, split), streams.entropy("train/initial")).to(device).train()
-    average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    average = AveragedModel(classifier, multi_avg_fn=average_with_warmup(config.ema_decay))
+    optimizer = torch.optim.AdamW(
+        classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     schedule = cosine_with_warmup(optimizer, config.steps)
     parts = {"model": classifier, "average": average, "optimizer": optimizer, "schedule": schedule}
     first, history = load_checkpoint(stage, parts, device)
@@ -112,7 +114,7 @@ def train_classifier(
                     "step": step + 1,
                     "loss": losses[-1],
                     "accuracy": accuracy,
-                    "learning_rate": schedule.get_last_lr()[0],
+                    "learning_rate": float(schedule.get_last_lr()[0]),
                     "time_s": time.time(),
                 }
             )
@@ -121,7 +123,9 @@ def train_classifier(
         schedule.step()
         if (step + 1) % config.checkpoint_every == 0 and not recent and step + 1 < config.steps:
             save_checkpoint(stage, step + 1, parts, tuple(rows))
-    save_classifier(average.module, stage.folder)
+    released = average.module
+    assert isinstance(released, Classifier)  # a copy of what the average was built from
+    save_classifier(released, stage.folder)
     write_table(stage.folder / HISTORY, pd.DataFrame(rows))
     validation = read_split(source, "validation")
     adversarial = threat is not None and not isinstance(config.objective, NaturalObjective)
@@ -129,8 +133,8 @@ def train_classifier(
         steps=config.steps,
         num_parameters=sum(parameter.numel() for parameter in classifier.parameters()),
         num_validation=len(validation),
-        validation_correct=_count_correct(average.module, validation.images, validation, device),
-        validation_pgd_correct=_validate_pgd(average.module, validation, threat, streams, device) if threat and adversarial else None,
+        validation_correct=_count_correct(released, validation.images, validation, device),
+        validation_pgd_correct=_validate_pgd(released, validation, threat, streams, device) if threat and adversarial else None,
         selection="last step",
     )
     stage.finish(report, [*MODEL_FILES, HISTORY], started)
@@ -147,9 +151,7 @@ def read_history(stage: Stage) -> pd.DataFrame:
 def _card(model: ModelConfig, source: Stage, split: Split) -> ClassifierCard:
     report = source_report(source)
     mean, std = channel_statistics(split.images)
-    return ClassifierCard(
-        model=model, image_shape=report.image_shape, num_classes=len(report.class_names), mean=mean, std=std
-    )
+    return ClassifierCard(model=model, image_shape=report.image_shape, num_classes=len(report.class_names), mean=mean, std=std)
 
 
 def _warmup(step: int, config: RobustTrainConfig | SmoothTrainConfig) -> float:
@@ -161,8 +163,8 @@ def _require_finite(losses: list[float], last_step: int, mix: Mix) -> None:
     for step, loss in enumerate(losses, start=last_step + 1 - len(losses)):
         if not torch.isfinite(torch.tensor(loss)):
             raise NonFiniteLoss(
-                f"the loss is {loss} at step {step} ({mix.batch(step).describe()}); lower the learning rate or look at these images. "
-                "The last checkpoint is from before this step"
+                f"the loss is {loss} at step {step} ({mix.batch(step).describe()}); lower the learning rate or look at these "
+                "images. The last checkpoint is from before this step"
             )
 
 

@@ -1,0 +1,109 @@
+"""What all tests share: types and shapes enforced at run time, one thread, small stages that are made once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+from tests import runtime_types  # the hook below names it, so it has to be imported first
+
+assert runtime_types.check_types
+install_import_hook("proxyrob", "tests.runtime_types.check_types")
+
+from proxyrob.config import CnnModel, JitterProxy, NaturalObjective, ResnetModel, RobustTrainConfig, SamplingConfig
+from proxyrob.label import label_shards
+from proxyrob.proxy import sample_proxy
+from proxyrob.source import Split, prepare_digits
+from proxyrob.storage import Stage
+from proxyrob.train import train_classifier
+from tests.toys import SMALL_DIGITS, Linear, random_linear, stage_in, tiny_split
+
+MakeStage = Callable[..., Stage]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tests run beside each other, and sums in another order would round differently."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_stage(tmp_path: Path) -> MakeStage:
+    """``make_stage("train", seed=0)``: a stage with a folder of its own below the test's folder."""
+
+    def make(name: str, **configuration: object) -> Stage:
+        return stage_in(tmp_path, name, **configuration)
+
+    return make
+
+
+@pytest.fixture
+def split() -> Split:
+    """30 random images of 4×4, three of each class."""
+    return tiny_split()
+
+
+@pytest.fixture
+def linear_model() -> Linear:
+    """A random linear model for 8×8 images and ten classes."""
+    return random_linear()
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the stages that are made once; tests read them and never write there."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="session")
+def digits(shared_folder: Path) -> Stage:
+    """A finished source: 60 training, 30 validation and 60 test digits."""
+    stage = stage_in(shared_folder, "source")
+    prepare_digits(SMALL_DIGITS, seed=0, stage=stage)
+    return stage
+
+
+@pytest.fixture(scope="session")
+def toy_classifier(shared_folder: Path, digits: Stage) -> Stage:
+    """A finished training: a small CNN that has learnt the small digits."""
+    return _train_toy(shared_folder, digits, CnnModel(widths=(8, 16)))
+
+
+@pytest.fixture(scope="session")
+def other_classifier(shared_folder: Path, digits: Stage) -> Stage:
+    """A finished training of another architecture, with batch normalisation."""
+    return _train_toy(shared_folder, digits, ResnetModel(widths=(8, 16)))
+
+
+@pytest.fixture(scope="session")
+def samples(shared_folder: Path, digits: Stage) -> Stage:
+    """Finished samples of the jitter proxy: 120 images in three shards."""
+    stage = stage_in(shared_folder, "samples")
+    config = JitterProxy(num_images=120, sigma=0.1)
+    sample_proxy(config, SamplingConfig(shard_size=50, batch_size=20), source=digits, proxy=None, seed=0, stage=stage)
+    return stage
+
+
+@pytest.fixture(scope="session")
+def labels(shared_folder: Path, digits: Stage, samples: Stage, toy_classifier: Stage, other_classifier: Stage) -> Stage:
+    """Finished labels of ``samples``."""
+    stage = stage_in(shared_folder, "labels")
+    label_shards(0.9, source=digits, samples=samples, first=toy_classifier, second=other_classifier, stage=stage)
+    return stage
+
+
+def _train_toy(folder: Path, digits: Stage, model: CnnModel | ResnetModel) -> Stage:
+    stage = stage_in(folder, "train", model=model.kind)
+    config = RobustTrainConfig(
+        objective=NaturalObjective(),
+        steps=80,
+        batch_size=30,
+        synthetic_fraction=0.0,
+        gamma=1.0,
+        learning_rate=1e-2,
+        ema_decay=0.9,
+    )
+    train_classifier(model, config, source=digits, synthetic=None, threat=None, seed=0, stage=stage)
+    return stage
