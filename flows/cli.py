@@ -332,8 +332,7 @@ def _find_run(name: str) -> Path:
 
     Raises ``ValueError`` naming the runs there are.
     """
-    from flows.outcome import CONFIGURATION
-    from flows.settings import Settings
+    from flows.settings import CONFIGURATION, Settings
 
     given = Path(name)
     if (given / CONFIGURATION).is_file():
@@ -349,9 +348,8 @@ def _find_run(name: str) -> Path:
 
 
 def _plan_of(folder: Path) -> "Plan":
-    from flows.outcome import CONFIGURATION
     from flows.plan import plan_pipeline
-    from flows.settings import Settings
+    from flows.settings import CONFIGURATION, Settings
     from proxyrob.config import load_config
 
     return plan_pipeline(load_config(str(folder / CONFIGURATION)), Settings().store)

@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.plan import Plan
 from flows.registry import Registration
 from flows.report import build_report, render_markdown, write_report
+from flows.settings import CONFIGURATION
 from flows.stages import current_session
 from flows.tracking import Tracker
 from proxyrob.certify.smoothing import CERTIFICATES
@@ -20,8 +21,6 @@ from proxyrob.evaluate.verdicts import VERDICTS
 from proxyrob.export import CARD, CARD_JSON, MODEL
 from proxyrob.figures import PicturesReport
 from proxyrob.storage.files import require_writable, write_bytes
-
-CONFIGURATION = "configuration.yaml"
 
 
 class Outcome:

@@ -32,7 +32,6 @@ from proxyrob.types import as_images
 
 CHALLENGER, CHAMPION = "challenger", "champion"
 GATE_TAG = "gate"
-LARGEST_TAG = 5000
 
 
 class Registration(Report):
@@ -55,12 +54,11 @@ def register_model(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
     if found is None:
         found = _register(plan, tracker, run_id, name)
     number = int(found.version)
-    if GATE_TAG in found.tags:
-        decision = GateDecision.model_validate_json(found.tags[GATE_TAG])
+    if (decision := _stored_decision(plan, found)) is not None:
         return Registration(name=name, version=number, aliases=_aliases(client, name, number), decision=decision)
     client.set_registered_model_alias(name, CHALLENGER, str(number))
     decision = _decide(plan, tracker, name, number)
-    client.set_model_version_tag(name, str(number), GATE_TAG, decision.model_dump_json()[:LARGEST_TAG])
+    client.set_model_version_tag(name, str(number), GATE_TAG, decision.model_dump_json())
     client.set_model_version_tag(name, str(number), "gate.verdict", decision.verdict)
     if decision.verdict == "PASS":
         client.set_registered_model_alias(name, CHAMPION, str(number))
@@ -108,6 +106,15 @@ def _find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion 
         )
     found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'")
     return client.get_model_version(name, str(found[0].version)) if found else None
+
+
+def _stored_decision(plan: Plan, version: ModelVersion) -> GateDecision | None:
+    """What the gate said of a version, unless its margin or confidence has been changed since."""
+    if GATE_TAG not in version.tags:
+        return None
+    decision = GateDecision.model_validate_json(version.tags[GATE_TAG])
+    found, gate = decision.comparison, plan.config.gate
+    return decision if found is None or (found.margin, found.confidence) == (gate.margin, gate.confidence) else None
 
 
 def _register(plan: Plan, tracker: Tracker, run_id: str, name: str) -> ModelVersion:

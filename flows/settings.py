@@ -11,6 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from proxyrob.storage.files import require_writable
 
+CONFIGURATION = "configuration.yaml"
+"""In a run's output folder: the whole configuration, from which its plan follows."""
+
 
 class Settings(BaseSettings):
     """Read from ``PROXYROB_…`` environment variables."""

@@ -73,7 +73,11 @@ class Tracker:
             return found.experiment_id
         location = None if self._artifacts is None else (self._artifacts / name).as_uri()
         note = f"Runs of the preset **{name}**. Each pipeline is a parent run; unfold it for `real-only`, `mixed` and `proxy`."
-        return self.client.create_experiment(name, artifact_location=location, tags={"mlflow.note.content": note})
+        return self.client.create_experiment(
+            name,
+            artifact_location=location,
+            tags={"mlflow.note.content": note, "mlflow.experimentKind": "custom_model_development"},
+        )
 
     def open_pipeline(self, plan: Plan, title: str, device: str) -> str:
         """The parent run of a plan: the one that is there already, or a new one."""

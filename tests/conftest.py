@@ -81,7 +81,7 @@ def other_classifier(shared_folder: Path, digits: Stage) -> Stage:
 def samples(shared_folder: Path, digits: Stage) -> Stage:
     """Finished samples of the jitter proxy: 120 images in three shards."""
     stage = stage_in(shared_folder, "samples")
-    config = JitterProxy(num_images=120, sigma=0.1)
+    config = JitterProxy(num_images=120, sigma=0.3)
     sample_proxy(config, SamplingConfig(shard_size=50, batch_size=20), source=digits, proxy=None, seed=0, stage=stage)
     return stage
 

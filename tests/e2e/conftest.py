@@ -49,9 +49,14 @@ class Program:
             [COMMAND, *arguments], env=self.environment | environment, capture_output=True, text=True, timeout=300, check=False
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, new_session: bool = False) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [COMMAND, *arguments], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [COMMAND, *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=new_session,
         )
 
     def report(self, output: Path) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def test_mlflow_has_parent_and_child_runs(finished: Finished) -> None:
             "tables/verdicts.parquet",
             "tables/certificates.parquet",
         }
+    assert children["mixed"].inputs is not None
     assert {entry.dataset.name for entry in children["mixed"].inputs.dataset_inputs} >= {"training images", "synthetic images"}
     assert {entry.path for entry in client.list_artifacts(parent.info.run_id, "figures")} >= {"figures/certified-accuracy.png"}
 

@@ -147,11 +147,3 @@ def test_a_checkpoint_with_foreign_objects_is_refused_and_not_run(stage: Stage, 
     with pytest.raises(CheckpointMismatch, match="does not hold the state"):
         load_checkpoint(stage, _parts(1), "cpu")
     assert not (tmp_path / "ran").exists()
-
-
-def test_a_checkpoint_of_another_form_is_refused(stage: Stage, tmp_path: Path) -> None:
-    """A file of tensors that is not a set of parts is refused like one of another network."""
-    torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    _write_as_if_ours(stage, (tmp_path / "list.pt").read_bytes())
-    with pytest.raises(CheckpointMismatch, match="does not hold the state"):
-        load_checkpoint(stage, _parts(1), "cpu")

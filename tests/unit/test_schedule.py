@@ -1,11 +1,11 @@
-"""Learning-rate schedules."""
+"""Schedules of the learning rate and of weight averaging."""
 
 import math
 
 import pytest
 import torch
 
-from proxyrob.schedule import cosine_with_warmup
+from proxyrob.schedule import average_with_warmup, cosine_with_warmup
 
 
 def _rates(steps: int, warmup_share: float) -> list[float]:
@@ -39,3 +39,12 @@ def test_the_rate_stays_at_zero_after_the_end() -> None:
         optimizer.step()
         schedule.step()
     assert schedule.get_last_lr() == [0.0]
+
+
+def test_the_average_forgets_its_first_weights_quickly() -> None:
+    """At update t the old average keeps min(decay, (1+t)/(10+t)): little at first, ``decay`` in the end."""
+    for updates, kept in ((1, 2 / 11), (5, 6 / 15), (1000, 0.9)):
+        averages, weights = [torch.tensor([2.0, 4.0])], [torch.tensor([1.0, 8.0])]
+        average_with_warmup(0.9)(averages, weights, updates)
+        assert averages[0].tolist() == pytest.approx([kept * 2 + (1 - kept) * 1, kept * 4 + (1 - kept) * 8])
+        assert weights[0].tolist() == [1.0, 8.0]

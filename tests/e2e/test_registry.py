@@ -1,0 +1,125 @@
+"""Recording twice, and the gate: who may become champion."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows.plan import Plan, plan_pipeline
+from flows.registry import register_model
+from flows.settings import Settings
+from flows.tracking import Tracker
+from proxyrob.config import load_config
+from proxyrob.evaluate import EvaluationReport, read_verdicts
+from proxyrob.evaluate.verdicts import VERDICTS, summarise
+from proxyrob.export import CARD, CARD_JSON, MODEL, ExportReport
+from proxyrob.storage import Stage
+from proxyrob.storage.files import write_table
+from tests.e2e.conftest import Finished
+
+NAME = "digits-linf"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A copy of the finished run's MLflow store, and its plan."""
+
+    tracker: Tracker
+    plan: Plan
+    run_id: str
+
+    def aliases(self) -> dict[str, str]:
+        return {alias: str(version) for alias, version in self.tracker.client.get_registered_model(NAME).aliases.items()}
+
+
+@pytest.fixture
+def record(finished: Finished, tmp_path: Path) -> Record:
+    """The finished run's record, to be written to without disturbing other tests; version 1 is made champion."""
+    home = finished.program.home
+    shutil.copytree(home / "mlflow", tmp_path / "mlflow")
+    tracker = Tracker(Settings(home=tmp_path))
+    plan = plan_pipeline(load_config(str(finished.output / "configuration.yaml")), home / "store")
+    tracker.client.set_registered_model_alias(NAME, "champion", "1")
+    run_id = tracker.client.get_model_version(NAME, "1").run_id
+    assert run_id is not None
+    return Record(tracker, plan, run_id)
+
+
+def _successor(plan: Plan, folder: Path, verdicts: pd.DataFrame, **conditions: str) -> Plan:
+    """A plan whose released model has other verdicts, and an export of its own."""
+    stages = plan.variants[plan.released]
+    _, header = read_verdicts(stages.evaluate)
+    evaluate = Stage("evaluate", "e" * 64, folder / "evaluate", {})
+    write_table(evaluate.folder / VERDICTS, verdicts, header.model_copy(update=conditions).model_dump(mode="json"))
+    evaluate.finish(summarise(verdicts, "pgd-5"), [VERDICTS], 0.0)
+    export = Stage("export", "f" * 64, folder / "export", {})
+    shutil.copytree(plan.export.folder, export.folder)
+    exported = plan.export.finished(ExportReport)
+    assert exported is not None
+    export.finish(exported, [MODEL, CARD, CARD_JSON], 0.0)
+    assert evaluate.finished(EvaluationReport) is not None
+    variants = {**plan.variants, plan.released: dataclasses.replace(stages, evaluate=evaluate)}
+    return dataclasses.replace(plan, variants=variants, export=export)
+
+
+def _all_broken(plan: Plan) -> pd.DataFrame:
+    table, _ = read_verdicts(plan.variants[plan.released].evaluate)
+    standing = table.broken_by.isna()
+    table.loc[standing, "apgd-ce"] = True
+    table.loc[standing, "broken_by"] = "apgd-ce"
+    return table
+
+
+def test_registering_again_changes_nothing(record: Record) -> None:
+    """A repeated release finds the version and its decision; no second version appears."""
+    first = register_model(record.plan, record.tracker, record.run_id)
+    again = register_model(record.plan, record.tracker, record.run_id)
+    assert again == first
+    assert len(record.tracker.client.search_model_versions(f"name = '{NAME}'")) == 1
+
+
+def test_recording_again_adds_no_point(record: Record) -> None:
+    """A run that is recorded again after an interruption has every metric once."""
+    client = record.tracker.client
+    child = client.get_run(record.run_id)
+    before = {name: len(client.get_metric_history(record.run_id, name)) for name in child.data.metrics}
+    client.update_run(record.run_id, status="RUNNING")
+    record.tracker.record_variant(record.plan, record.plan.released, child.data.tags["mlflow.parentRunId"])
+    after = {name: len(client.get_metric_history(record.run_id, name)) for name in client.get_run(record.run_id).data.metrics}
+    assert after == before
+    assert before["train/loss"] == 12
+
+
+def test_a_worse_challenger_is_not_promoted(record: Record, tmp_path: Path) -> None:
+    """A model that every attack breaks becomes challenger, FAILs the gate with its evidence, and the champion stays."""
+    worse = _successor(record.plan, tmp_path / "worse", _all_broken(record.plan))
+    found = register_model(worse, record.tracker, record.run_id)
+    assert found.decision.verdict == "FAIL"
+    assert found.decision.reference == "champion (version 1)"
+    assert found.decision.comparison is not None
+    assert found.decision.comparison.high < 0
+    assert record.aliases() == {"champion": "1", "challenger": str(found.version)}
+    tags = record.tracker.client.get_model_version(NAME, str(found.version)).tags
+    assert tags["gate.verdict"] == "FAIL"
+
+
+def test_an_equal_challenger_is_promoted_within_the_margin(record: Record, tmp_path: Path) -> None:
+    """A model with the champion's own verdicts passes when the interval lies inside the margin, and becomes champion."""
+    table, _ = read_verdicts(record.plan.variants[record.plan.released].evaluate)
+    equal = _successor(record.plan, tmp_path / "equal", table)
+    equal = dataclasses.replace(equal, config=equal.config.replace(gate={"margin": 0.2}))
+    found = register_model(equal, record.tracker, record.run_id)
+    assert found.decision.verdict == "PASS"
+    assert record.aliases() == {"champion": str(found.version), "challenger": str(found.version)}
+
+
+def test_results_under_another_threat_are_not_compared(record: Record, tmp_path: Path) -> None:
+    """Verdicts under another epsilon decide nothing: UNDECIDED, with the reason."""
+    table, _ = read_verdicts(record.plan.variants[record.plan.released].evaluate)
+    other = _successor(record.plan, tmp_path / "other", table, epsilon="1/20")
+    found = register_model(other, record.tracker, record.run_id)
+    assert found.decision.verdict == "UNDECIDED"
+    assert "epsilon is 1/20 and 1/10" in found.decision.reasons[-1]
+    assert record.aliases()["champion"] == "1"

@@ -1,0 +1,91 @@
+"""Stages as Prefect tasks: retried by cause, cached by digest."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.display import QuietDisplay
+from flows.settings import Settings
+from flows.stages import Session, await_stages, open_session, submit_stage
+from proxyrob.storage import Report, Stage
+
+
+class Counted(Report):
+    """How often a stage's function was called."""
+
+    calls: int
+
+
+def _count(folder: Path) -> int:
+    calls = len(list(folder.glob("call-*"))) + 1
+    (folder / f"call-{calls}").touch()
+    return calls
+
+
+def _dies_once(stage: Stage, on_progress: Callable[..., None]) -> Counted:
+    calls = _count(stage.folder.parent)
+    if calls == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return stage.finish(Counted(calls=calls), [], 0.0)
+
+
+def _refuses(stage: Stage, on_progress: Callable[..., None]) -> Counted:
+    _count(stage.folder.parent)
+    raise ValueError("a wrong configuration stays wrong")
+
+
+def _works(stage: Stage, on_progress: Callable[..., None]) -> Counted:
+    return stage.finish(Counted(calls=_count(stage.folder.parent)), [], 0.0)
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    """A Prefect API with a database of its own."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@flow
+def _run_one(function: Any, stage: Any) -> tuple[Any, str | None]:
+    future = submit_stage(function, stage, "stage")
+    await_stages()
+    return future.result(), future.state.name
+
+
+def _run(function: Callable[..., Report], tmp_path: Path) -> tuple[Counted, str | None]:
+    stage = Stage("stage", "a" * 64, tmp_path / "stage", {})
+    with open_session(Session(Settings(home=tmp_path, workers=1), "cpu", QuietDisplay())):
+        return _run_one(function, stage)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_killed_worker_is_retried(tmp_path: Path) -> None:
+    """A stage whose process is killed runs again and succeeds."""
+    report, _ = _run(_dies_once, tmp_path)
+    assert report.calls == 2
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_wrong_configuration_is_not_retried(tmp_path: Path) -> None:
+    """What would only fail again is called once, and its own error reaches the caller."""
+    with pytest.raises(ValueError, match="a wrong configuration stays wrong"):
+        _run(_refuses, tmp_path)
+    assert [path.name for path in tmp_path.glob("call-*")] == ["call-1"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_cached_until_its_files_are_gone(tmp_path: Path) -> None:
+    """The second run takes the stored report; when the stage's record is gone, the stage is computed again."""
+    first, state = _run(_works, tmp_path)
+    assert (first.calls, state) == (1, "Completed")
+    second, state = _run(_works, tmp_path)
+    assert (second.calls, state) == (1, "Cached")
+    (tmp_path / "stage" / "stage.json").unlink()
+    third, state = _run(_works, tmp_path)
+    assert (third.calls, state) == (2, "Completed")

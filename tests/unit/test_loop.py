@@ -1,0 +1,295 @@
+"""The training loop: exact resumes, errors that name their step, and a report that can be counted again."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional as F
+
+from proxyrob.attacks import attack_pgd
+from proxyrob.config import (
+    CnnModel,
+    ModelConfig,
+    NaturalObjective,
+    PgdObjective,
+    ResnetModel,
+    RobustTrainConfig,
+    SmoothTrainConfig,
+    StabilityObjective,
+    TradesObjective,
+)
+from proxyrob.errors import CheckpointMismatch, DataIntegrityError, NonFiniteLoss
+from proxyrob.mix import Mix, read_synthetic
+from proxyrob.models import load_classifier
+from proxyrob.rng import Streams
+from proxyrob.source import read_split
+from proxyrob.storage import Stage
+from proxyrob.storage.checkpoint import POINTER, CheckpointPointer
+from proxyrob.threat import Threat, parse_threat
+from proxyrob.train import TrainReport, read_history, train_classifier
+from tests.conftest import MakeStage
+from tests.toys import Killer, Recorder, StopHereError, damage, files_below, same_state
+
+THREAT = parse_threat("linf:0.15")
+CNN, RESNET = CnnModel(widths=(4, 6)), ResnetModel(widths=(4, 6))
+REAL_ONLY: dict[str, Any] = {"synthetic_fraction": 0.0, "gamma": 1.0}
+SHORT: dict[str, Any] = {"steps": 40, "batch_size": 12, "checkpoint_every": 10, "shift": 1}
+
+NATURAL = RobustTrainConfig(objective=NaturalObjective(), **SHORT)
+PGD = RobustTrainConfig(objective=PgdObjective(attack_steps=2), **SHORT)
+TRADES = RobustTrainConfig(objective=TradesObjective(attack_steps=2), **SHORT)
+STABILITY = SmoothTrainConfig(objective=StabilityObjective(), **SHORT)
+
+Synthetic = tuple[Stage, Stage]
+
+
+def _train(
+    config: RobustTrainConfig | SmoothTrainConfig,
+    digits: Stage,
+    stage: Stage,
+    *,
+    synthetic: Synthetic | None = None,
+    model: ModelConfig = CNN,
+    threat: Threat | None = THREAT,
+    seed: int = 0,
+    on_progress: Any = None,
+) -> TrainReport:
+    return train_classifier(
+        model,
+        config,
+        source=digits,
+        synthetic=synthetic,
+        threat=threat,
+        seed=seed,
+        stage=stage,
+        **({"on_progress": on_progress} if on_progress else {}),
+    )
+
+
+def _weights(stage: Stage) -> dict[str, torch.Tensor]:
+    return load_classifier(stage).state_dict()
+
+
+def _curve(stage: Stage) -> pd.DataFrame:
+    return read_history(stage).drop(columns="time_s")
+
+
+@pytest.fixture
+def synthetic(samples: Stage, labels: Stage) -> Synthetic:
+    """Samples and their labels, as training takes them."""
+    return samples, labels
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "threat"),
+    [
+        pytest.param(NATURAL, CNN, THREAT, id="natural"),
+        pytest.param(PGD, CNN, THREAT, id="pgd"),
+        pytest.param(PGD, CNN, parse_threat("l2:0.6"), id="pgd-l2"),
+        pytest.param(TRADES, CNN, THREAT, id="trades"),
+        pytest.param(STABILITY, CNN, None, id="stability"),
+        pytest.param(PGD, RESNET, THREAT, id="pgd-batchnorm"),
+    ],
+)
+def test_stopping_and_resuming_equals_not_stopping(
+    config: RobustTrainConfig | SmoothTrainConfig,
+    model: ModelConfig,
+    threat: Threat | None,
+    digits: Stage,
+    synthetic: Synthetic,
+    make_stage: MakeStage,
+) -> None:
+    """Killed twice and resumed from its checkpoints, a training ends with the same weights and curve bit for bit."""
+    whole, pieces = make_stage("train", k="whole"), make_stage("train", k="pieces")
+    given: dict[str, Any] = {"synthetic": synthetic, "model": model, "threat": threat}
+    expected = _train(config, digits, whole, **given)
+    first, second, last = Killer(lambda done: done == 20), Killer(lambda done: done == 40), Recorder()
+    for killer in (first, second):
+        with pytest.raises(StopHereError):
+            _train(config, digits, pieces, on_progress=killer, **given)
+    assert _train(config, digits, pieces, on_progress=last, **given) == expected
+    assert (first.told, second.told, [done for done, _ in last.told]) == ([10, 20], [20, 30, 40], [40])
+    assert same_state(_weights(pieces), _weights(whole))
+    pd.testing.assert_frame_equal(_curve(pieces), _curve(whole), check_exact=True, check_dtype=False)
+
+
+def test_a_resumed_training_writes_the_same_columns(digits: Stage, make_stage: MakeStage) -> None:
+    """The curve's columns have the same types whether or not a kill came between: a step stays an integer."""
+    whole, pieces = make_stage("train", k="whole"), make_stage("train", k="pieces")
+    _train(NATURAL.replace(**REAL_ONLY), digits, whole)
+    with pytest.raises(StopHereError):
+        _train(NATURAL.replace(**REAL_ONLY), digits, pieces, on_progress=Killer(lambda done: done == 20))
+    _train(NATURAL.replace(**REAL_ONLY), digits, pieces)
+    assert read_history(pieces).dtypes.to_dict() == read_history(whole).dtypes.to_dict()
+
+
+def test_a_checkpoint_comes_after_every_so_many_steps(digits: Stage, make_stage: MakeStage) -> None:
+    """«Steps between checkpoints» is a promise also when it is not a multiple of the reports: 15 of 40 steps is 15 and 30."""
+    stage = make_stage("train")
+    config = NATURAL.replace(**REAL_ONLY, checkpoint_every=15)
+    with pytest.raises(StopHereError):
+        _train(config, digits, stage, on_progress=Killer(lambda done: done == 20))
+    assert (stage.scratch / POINTER).is_file(), "killed at step 20 of 40 with checkpoint_every=15, and no checkpoint is there"
+    assert CheckpointPointer.model_validate_json((stage.scratch / POINTER).read_bytes()).step == 15
+
+
+def test_a_training_equals_a_loop_written_out(digits: Stage, synthetic: Synthetic, make_stage: MakeStage) -> None:
+    """Mix, warm-up of the perturbation, attack, weighted loss, AdamW, cosine and average, written out, give the same weights."""
+    config = PGD.replace(steps=12, warmup=0.5, gamma=0.3, ema_decay=0.8)
+    stage, streams = make_stage("train"), Streams(3)
+    mix = Mix(
+        read_split(digits, "train"),
+        read_synthetic(*synthetic),
+        batch_size=12,
+        num_synthetic=6,
+        gamma=0.3,
+        shift=1,
+        streams=streams,
+    )
+    _train(config.replace(steps=1, learning_rate=1e-12, weight_decay=0.0), digits, make_stage("start"), synthetic=synthetic, seed=3)
+    model = load_classifier(make_stage("start")).train()  # the initial weights: one step that is too short to round to
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=5e-4)
+    for step in range(12):
+        optimizer.param_groups[0]["lr"] = 0.01 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / 12))).item()
+        batch = mix.batch(step)
+        attacked = attack_pgd(
+            model,
+            batch.images,
+            lambda logits, labels=batch.labels: F.cross_entropy(logits, labels, reduction="sum"),
+            THREAT,
+            steps=2,
+            relative_step=0.25,
+            generator=streams.torch("train/perturb", step=step),
+            scale=min(1.0, (step + 1) / 6),
+        )
+        losses = F.cross_entropy(model(attacked), batch.labels, reduction="none")
+        loss = 0.3 * losses[: batch.num_real].mean() + 0.7 * losses[batch.num_real :].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        kept = min(0.8, (1 + step) / (10 + step)) if step else 0.0  # torch's average starts as a copy of the first weights
+        for name, value in model.state_dict().items():
+            average[name] = kept * average[name] + (1 - kept) * value
+    _train(config, digits, stage, synthetic=synthetic, seed=3)
+    for name, value in _weights(stage).items():
+        assert torch.allclose(value, average[name], atol=2e-4), name
+
+
+def test_diverging_names_the_step_and_the_images(digits: Stage, synthetic: Synthetic, make_stage: MakeStage) -> None:
+    """With an absurd learning rate the second loss is not finite: the error names step 1 and its images, and nothing is released."""
+    stage = make_stage("train")
+    config = NATURAL.replace(learning_rate=1e25)
+    with pytest.raises(NonFiniteLoss, match=r"the loss is (nan|inf) at step 1 \(.*\); lower the learning rate") as error:
+        _train(config, digits, stage, synthetic=synthetic)
+    mix = Mix(
+        read_split(digits, "train"),
+        read_synthetic(*synthetic),
+        batch_size=12,
+        num_synthetic=6,
+        gamma=0.5,
+        shift=1,
+        streams=Streams(0),
+    )
+    assert mix.batch(1).describe() in str(error.value)
+    assert stage.record() is None
+    assert files_below(stage.folder) == set(), "neither weights nor a checkpoint of a diverged training"
+
+
+def test_mixed_training_uses_the_synthetic_images(digits: Stage, synthetic: Synthetic, make_stage: MakeStage) -> None:
+    """Real-only and mixed start alike and end apart, and gamma decides how much the synthetic images weigh."""
+    stages = {name: make_stage("train", k=name) for name in ("real", "mixed", "more")}
+    _train(NATURAL.replace(**REAL_ONLY), digits, stages["real"])
+    _train(NATURAL, digits, stages["mixed"], synthetic=synthetic)
+    _train(NATURAL.replace(gamma=0.9), digits, stages["more"], synthetic=synthetic)
+    weights = [_weights(stage)["network.head.weight"] for stage in stages.values()]
+    assert not torch.allclose(weights[0], weights[1], atol=1e-3)
+    assert not torch.allclose(weights[1], weights[2], atol=1e-3)
+
+
+def test_a_share_of_synthetic_images_without_any_is_refused(digits: Stage, synthetic: Synthetic, make_stage: MakeStage) -> None:
+    """A mix that is asked for and not given, or given and not asked for, is refused before training."""
+    with pytest.raises(ValueError, match="expected synthetic images exactly when a batch has some"):
+        _train(NATURAL, digits, make_stage("train"))
+    with pytest.raises(ValueError, match="expected synthetic images exactly when a batch has some"):
+        _train(NATURAL.replace(**REAL_ONLY), digits, make_stage("train"), synthetic=synthetic)
+
+
+def test_the_seed_decides_the_weights(digits: Stage, make_stage: MakeStage) -> None:
+    """The same seed gives the same network bit for bit, another seed another one."""
+    config = PGD.replace(**REAL_ONLY, steps=5)
+    stages = [make_stage("train", k=k) for k in range(3)]
+    for stage, seed in zip(stages, (0, 0, 1), strict=True):
+        _train(config, digits, stage, seed=seed)
+    first, again, other = map(_weights, stages)
+    assert same_state(first, again)
+    assert not same_state(first, other)
+
+
+def test_the_report_can_be_counted_again(digits: Stage, make_stage: MakeStage) -> None:
+    """Validation accuracy is that of the released weights on the validation split, and PGD's is not above it."""
+    stage = make_stage("train")
+    report = _train(PGD.replace(**REAL_ONLY), digits, stage)
+    classifier, validation = load_classifier(stage), read_split(digits, "validation")
+    correct = int((classifier(validation.images).argmax(1) == validation.targets).sum())
+    assert (report.num_validation, report.validation_correct, report.steps) == (30, correct, 40)
+    assert report.num_parameters == sum(weight.numel() for weight in classifier.parameters())
+    assert report.validation_pgd_correct is not None
+    assert 0 <= report.validation_pgd_correct <= correct
+    assert report.selection == "last step"
+
+
+@pytest.mark.parametrize(("config", "threat"), [(NATURAL, THREAT), (STABILITY, None)])
+def test_a_training_that_is_not_adversarial_reports_no_pgd(
+    config: RobustTrainConfig | SmoothTrainConfig, threat: Threat | None, digits: Stage, make_stage: MakeStage
+) -> None:
+    """Nothing is attacked that was not trained against an attack: the figure is absent, not 0."""
+    report = _train(config.replace(**REAL_ONLY, steps=3), digits, make_stage("train"), threat=threat)
+    assert report.validation_pgd_correct is None
+
+
+def test_the_curve_has_a_row_for_every_ten_steps_and_the_last(digits: Stage, make_stage: MakeStage) -> None:
+    """Step, loss, accuracy and learning rate; what is told as progress is what is written."""
+    stage, recorder = make_stage("train"), Recorder()
+    _train(NATURAL.replace(**REAL_ONLY, steps=25), digits, stage, on_progress=recorder)
+    history = read_history(stage)
+    assert history.columns.tolist() == ["step", "loss", "accuracy", "learning_rate", "time_s"]
+    assert history.step.tolist() == [10, 20, 25]
+    assert recorder.told == [(10, 25), (20, 25), (25, 25)]
+    assert [figures["loss"] for figures in recorder.figures] == history.loss.tolist()
+    assert [figures["accuracy"] for figures in recorder.figures] == history.accuracy.tolist()
+    assert history.accuracy.between(0, 1).all()
+    assert history.learning_rate.is_monotonic_decreasing
+    assert history.loss.iloc[-1] < history.loss.iloc[0]
+
+
+def test_a_finished_training_is_not_run_again(digits: Stage, make_stage: MakeStage) -> None:
+    """A second call gives the report, does no step, and leaves no scratch files."""
+    stage, recorder = make_stage("train"), Recorder()
+    report = _train(NATURAL.replace(**REAL_ONLY), digits, stage)
+    assert _train(NATURAL.replace(**REAL_ONLY), digits, stage, on_progress=recorder) == report
+    assert recorder.told == []
+    assert files_below(stage.folder) == {"model.safetensors", "model.json", "history.parquet", "stage.json"}
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(digits: Stage, make_stage: MakeStage) -> None:
+    """A folder whose checkpoint holds another network is refused, not silently started anew."""
+    stage = make_stage("train")
+    with pytest.raises(StopHereError):
+        _train(NATURAL.replace(**REAL_ONLY), digits, stage, on_progress=Killer(lambda done: done == 20))
+    with pytest.raises(CheckpointMismatch, match="does not hold the state of this configuration"):
+        _train(NATURAL.replace(**REAL_ONLY), digits, stage, model=CnnModel(widths=(5,)))
+
+
+def test_a_damaged_checkpoint_stops_the_resume(digits: Stage, make_stage: MakeStage) -> None:
+    """A checkpoint with a flipped byte is named; what to delete to start anew is said."""
+    stage = make_stage("train")
+    with pytest.raises(StopHereError):
+        _train(NATURAL.replace(**REAL_ONLY), digits, stage, on_progress=Killer(lambda done: done == 20))
+    (path,) = Path(stage.scratch).glob("checkpoint-*.pt")
+    damage(path)
+    with pytest.raises(DataIntegrityError, match=re.escape(str(path)) + ".*starts from its first step"):
+        _train(NATURAL.replace(**REAL_ONLY), digits, stage)

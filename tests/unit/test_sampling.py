@@ -1,0 +1,122 @@
+"""Sampling a proxy into shards."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from proxyrob.config import DigitsSource, JitterProxy, SamplingConfig
+from proxyrob.errors import DataIntegrityError
+from proxyrob.proxy import SamplesReport, sample_proxy
+from proxyrob.proxy.jitter import JitterSampler
+from proxyrob.shards import read_manifest, read_shard
+from proxyrob.source import SourceReport, Split, source_report
+from proxyrob.source.splits import write_splits
+from proxyrob.storage import Stage
+from proxyrob.types import OnProgress, no_progress
+from tests.conftest import MakeStage
+from tests.toys import Killer, Recorder, StopHereError, files_below, tiny_split
+
+JITTER = JitterProxy(num_images=25)
+SAMPLING = SamplingConfig(shard_size=10, batch_size=4)
+
+
+def _sample(
+    digits: Stage,
+    stage: Stage,
+    config: JitterProxy = JITTER,
+    sampling: SamplingConfig = SAMPLING,
+    on_progress: OnProgress = no_progress,
+) -> SamplesReport:
+    return sample_proxy(config, sampling, source=digits, proxy=None, seed=0, stage=stage, on_progress=on_progress)
+
+
+def _bytes(stage: Stage) -> dict[str, bytes]:
+    return {name: (stage.folder / name).read_bytes() for name in files_below(stage.folder) if name.endswith((".npy", ".json"))}
+
+
+def test_shards_hold_all_images_in_order(digits: Stage, make_stage: MakeStage) -> None:
+    """25 images in shards of 10, 10 and 5, together the images 0 to 24 of the sampler; the manifest names their origin."""
+    stage = make_stage("samples")
+    report = _sample(digits, stage)
+    manifest = read_manifest(stage.folder)
+    assert [(shard.first_id, shard.num_images) for shard in manifest.shards] == [(0, 10), (10, 10), (20, 5)]
+    images = np.concatenate([read_shard(stage.folder, shard, manifest.image_shape) for shard in manifest.shards])
+    assert np.array_equal(images, JitterSampler(JITTER, source=digits, seed=0).sample(np.arange(25)))
+    assert (report.num_images, report.num_shards, report.image_shape, report.constant_images) == (25, 3, (1, 8, 8), 0)
+    assert (manifest.source_sha256, manifest.seed) == (source_report(digits).content_sha256, 0)
+    assert (manifest.sampler, manifest.generator) == (JITTER.dump(), stage.digest)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_shards_do_not_depend_on_the_batch_size(digits: Stage, make_stage: MakeStage, batch_size: int) -> None:
+    """However many images are drawn at once, the bytes of every shard are the same."""
+    one, other = make_stage("samples", k=1), make_stage("samples", k=2)
+    _sample(digits, one)
+    _sample(digits, other, sampling=SamplingConfig(shard_size=10, batch_size=batch_size))
+    for name in ("shard-000000.npy", "shard-000001.npy", "shard-000002.npy"):
+        assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes()
+
+
+def test_a_kill_between_shards_changes_no_byte(digits: Stage, make_stage: MakeStage) -> None:
+    """Killed after the first shard and resumed, every shard and the manifest are what they would have been."""
+    whole, pieces = make_stage("samples", k="whole"), make_stage("samples", k="pieces")
+    _sample(digits, whole)
+    with pytest.raises(StopHereError):
+        _sample(digits, pieces, on_progress=Killer(lambda done: done == 10))
+    assert files_below(pieces.folder) == {"shard-000000.npy"}
+    before = (pieces.folder / "shard-000000.npy").stat().st_mtime_ns
+    assert _sample(digits, pieces) == whole.finished(SamplesReport)
+    assert (pieces.folder / "shard-000000.npy").stat().st_mtime_ns == before, "a finished shard is not sampled again"
+    ours, theirs = _bytes(pieces), _bytes(whole)
+    assert ours.keys() == theirs.keys()
+    assert {name for name in ours if name.endswith(".npy") and ours[name] != theirs[name]} == set()
+    assert read_manifest(pieces.folder).shards == read_manifest(whole.folder).shards
+
+
+def test_a_kill_within_a_shard_leaves_no_shard(digits: Stage, make_stage: MakeStage) -> None:
+    """Half a shard is never taken for a whole one."""
+    stage = make_stage("samples")
+    with pytest.raises(StopHereError):
+        _sample(digits, stage, on_progress=Killer(lambda done: done == 4))
+    assert files_below(stage.folder) == set()
+
+
+def test_finished_samples_are_not_sampled_again(digits: Stage, make_stage: MakeStage) -> None:
+    """A second call gives the report and draws nothing; progress ends with all images."""
+    stage, first, second = make_stage("samples"), Recorder(), Recorder()
+    report = _sample(digits, stage, on_progress=first)
+    assert _sample(digits, stage, on_progress=second) == report
+    assert (first.told[-1], second.told) == ((25, 25), [])
+    assert [done for done, _ in first.told] == sorted(done for done, _ in first.told)
+
+
+def _half_black(stage: Stage, black: int) -> Stage:
+    """A source of 100 training images of which ``black`` are constant."""
+    split = tiny_split(100)
+    stored = split.stored.copy()
+    stored[:black] = 0
+    splits = {"train": (stored, split.labels), "validation": (stored, split.labels), "test": (stored, split.labels)}
+    write_splits(stage, splits, class_names=tuple("0123456789"))  # pyright: ignore[reportArgumentType]  # names are literals
+    return stage
+
+
+@pytest.mark.parametrize(("black", "collapsed"), [(1, False), (2, True)])
+def test_a_collapsed_generator_is_refused(make_stage: MakeStage, black: int, collapsed: bool) -> None:
+    """One constant image in a hundred is let through and counted, two are refused."""
+    source, stage = _half_black(make_stage("source"), black), make_stage("samples")
+    config = JitterProxy(num_images=100, sigma=1e-9)
+    if collapsed:
+        with pytest.raises(DataIntegrityError, match="2 of 100 sampled images are constant: the generator has collapsed"):
+            _sample(source, stage, config)
+        assert stage.record() is None
+        assert not (stage.folder / "manifest.json").exists()
+    else:
+        assert _sample(source, stage, config).constant_images == 1
+
+
+def test_sampling_needs_a_finished_source(make_stage: MakeStage, tmp_path: Path) -> None:
+    """There is nothing to sample from before the source is prepared."""
+    with pytest.raises(DataIntegrityError, match="holds no finished source"):
+        _sample(make_stage("source"), make_stage("samples"))
+    assert not list(tmp_path.rglob("*.npy"))
