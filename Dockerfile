@@ -1,7 +1,6 @@
 # proxyrob on one image: the command line, flows and workers. Build: docker build -t proxyrob .
 FROM python:3.11-slim
 
-RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/proxyrob
 
 COPY requirements.lock pyproject.toml README.md LICENSE ./

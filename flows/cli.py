@@ -370,13 +370,14 @@ def _print_report(report: dict[str, Any], folder: Path, preset: str, *, everythi
     if everything_cached:
         console.print("\nNothing was computed: every stage was done before (change a setting with --set, or the seed).")
     registered = report["registered"]
+    change = "train.gamma=0.4" if report["proxy"] else "seed=1"
     alias = "champion" if "champion" in registered["aliases"] else "challenger"
     command = "proxyrob" if shutil.which("proxyrob") else os.path.relpath(sys.argv[0])
     console.print(
         f"\nReport, pictures, model and tables: {folder}"
         f"\n\n[bold]{command} ui[/]  [dim]compare runs in MLflow[/]"
         f"\n[bold]{command} pull {registered['name']}@{alias} --to my-model[/]  [dim]the model and its card[/]"
-        f"\n[bold]{command} run {preset} --set train.gamma=0.4[/]  [dim]again, with one setting changed[/]",
+        f"\n[bold]{command} run {preset} --set {change}[/]  [dim]again, with one setting changed[/]",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,5 +1,6 @@
 """What a pipeline leaves behind: its MLflow runs and its output folder."""
 
+import base64
 import shutil
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import yaml
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.plan import Plan
 from flows.registry import Registration
@@ -76,18 +77,26 @@ class Outcome:
         note = render_markdown(report)
         if not self.tracker.is_finished(self._run_id):
             self.tracker.close_pipeline(self.plan, self._run_id, report, note)
+        for name in self._pictures():
+            content = base64.b64encode(self.plan.pictures.verified(name).read_bytes()).decode()
+            create_image_artifact(
+                key=name.removesuffix(".png"), image_url=f"data:image/png;base64,{content}", description=self._title
+            )
         create_markdown_artifact(key="result", markdown=note, description=f"{self._title} ({self.plan.digest[:12]})")
         create_table_artifact(
             key="stages", table=[{"stage": k, "seconds": v, "cached": k in cached} for k, v in seconds.items()]
         )
         return report
 
+    def _pictures(self) -> tuple[str, ...]:
+        pictures = self.plan.pictures.finished(PicturesReport)
+        assert pictures is not None
+        return pictures.names
+
     def _copy_results(self) -> None:
         plan = self.plan
         files = {name: plan.export.verified(name) for name in (MODEL, CARD, CARD_JSON)}
-        pictures = plan.pictures.finished(PicturesReport)
-        assert pictures is not None
-        files |= {name: plan.pictures.verified(name) for name in pictures.names}
+        files |= {name: plan.pictures.verified(name) for name in self._pictures()}
         for variant, stages in plan.variants.items():
             files[f"{variant}/{VERDICTS}"] = stages.evaluate.verified(VERDICTS)
             files[f"{variant}/{CERTIFICATES}"] = stages.certify.verified(CERTIFICATES)

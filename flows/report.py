@@ -35,6 +35,7 @@ def build_report(
         "preset": preset,
         "run": plan.run_name,
         "threat": str(config.threat),
+        "proxy": config.proxy.kind if config.proxy else None,
         "pgd_steps": config.evaluate.pgd_steps,
         "total_images": {
             "train": config.source.num_train,
@@ -131,9 +132,13 @@ def explain_comparison(report: dict[str, Any]) -> str:
         "FAIL": "Supported: of these two networks, the one trained on the mix is less robust.",
         "UNDECIDED": "Not supported: that either of these two networks is more robust than the other.",
     }[found["verdict"]]
+    control = (
+        ", and whether the generative model or merely more varied images made the difference (run the control: "
+        "proxyrob run digits-jitter)"
+    )
     return (
-        f"{evidence}\n{claim} Not covered: other seeds (repeat with --set seed=1), and whether the generative model or "
-        "merely more varied images made the difference (run the control: proxyrob run digits-jitter)."
+        f"{evidence}\n{claim} Not covered: other seeds (repeat with --set seed=1)"
+        f"{'' if report['proxy'] == 'jitter' else control}."
     )
 
 

@@ -19,7 +19,7 @@ from prefect.futures import PrefectFuture, wait
 
 from flows.display import Display, QuietDisplay
 from flows.settings import Settings
-from flows.workers import WorkerDied, run_in_child
+from flows.workers import WorkerDied, run_in_child, warm_up
 from proxyrob.device import resolve_device
 from proxyrob.errors import SourceUnavailable
 from proxyrob.storage import Report, Stage
@@ -99,6 +99,7 @@ def open_worker_session() -> Iterator[Session]:
         yield session
         return
     settings = Settings()
+    warm_up(settings.threads)
     with open_session(Session(settings, str(resolve_device(settings.device)), QuietDisplay())) as session:
         yield session
 

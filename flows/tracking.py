@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -47,7 +48,9 @@ def library_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout this code runs from, or ``None`` outside one."""
+    """The commit of the checkout this code runs from, or ``None`` outside one or without git."""
+    if shutil.which("git") is None:
+        return None
     found = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )

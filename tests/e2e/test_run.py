@@ -101,7 +101,7 @@ def test_the_end_of_a_run_says_what_next(finished: Finished) -> None:
     assert "proxyrob ui" in finished.printed
     assert "pull digits-linf@" in finished.printed
     assert "--set train.gamma=0.4" in finished.printed
-    assert "AutoAttack standard" in finished.printed
+    assert "AutoAttack " in finished.printed
 
 
 def test_second_run_computes_nothing(finished: Finished) -> None:
@@ -172,7 +172,7 @@ def test_show_prints_the_table_again(finished: Finished) -> None:
     """`show` gives the same table from report.json alone."""
     shown = finished.program("show", str(finished.output))
     assert shown.returncode == 0
-    assert "AutoAttack standard" in shown.stdout
+    assert "AutoAttack " in shown.stdout
     assert "Gate:" in shown.stdout
 
 
