@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-FIGURES = ("clean", "pgd", "autoattack")
 PRESETS = {"diffusion": "digits", "jitter": "digits-jitter"}
 
 
@@ -30,6 +29,12 @@ def run(preset: str, seed: int, folder: Path) -> dict[str, Any]:
     command = [str(Path(sys.executable).with_name("proxyrob")), "run", preset, "--set", f"seed={seed}", "--output", str(output)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return json.loads((output / "report.json").read_text())
+
+
+def figures(model: dict[str, Any]) -> dict[str, float]:
+    """The accuracies of a model in a report, certified ones by their radius."""
+    attacked = {name: model[name]["value"] for name in ("clean", "pgd", "autoattack")}
+    return attacked | {f"certified {radius}": share["value"] for radius, share in model["certified"].items()}
 
 
 def summarise(values: list[float]) -> dict[str, Any]:
@@ -60,25 +65,24 @@ def main() -> None:
             print(f"seed {seed}, {preset} …", flush=True)
             reports[name].append(run(preset, seed, arguments.output))
     models = {
-        "real-only": [report["models"]["real-only"] for report in reports["diffusion"]],
-        "mixed, diffusion": [report["models"]["mixed"] for report in reports["diffusion"]],
-        "mixed, jitter": [report["models"]["mixed"] for report in reports["jitter"]],
+        "real-only": [figures(report["models"]["real-only"]) for report in reports["diffusion"]],
+        "mixed, diffusion": [figures(report["models"]["mixed"]) for report in reports["diffusion"]],
+        "mixed, jitter": [figures(report["models"]["mixed"]) for report in reports["jitter"]],
     }
-    accuracies = {
-        (name, figure): [model[figure]["value"] for model in found] for name, found in models.items() for figure in FIGURES
-    }
+    names = list(models["real-only"][0])
+    accuracies = {(name, figure): [model[figure] for model in found] for name, found in models.items() for figure in names}
     pairs = (("mixed, diffusion", "real-only"), ("mixed, jitter", "real-only"), ("mixed, diffusion", "mixed, jitter"))
     table: list[dict[str, Any]] = [
         {"what": name, "figure": figure, **summarise(values)} for (name, figure), values in accuracies.items()
     ]
     for first, second in pairs:
-        for figure in FIGURES:
+        for figure in names:
             difference = [a - b for a, b in zip(accuracies[first, figure], accuracies[second, figure], strict=True)]
             table.append({"what": f"{first} − {second}", "figure": figure, **summarise(difference)})
     print(f"\n{arguments.seeds} seeds, points; mean ± standard deviation over seeds [95 % interval of the mean]")
     for row in table:
         print(
-            f"{row['what']:<34} {row['figure']:<11} {row['mean']:+7.1f} ± {row['sd']:.1f}  "
+            f"{row['what']:<34} {row['figure']:<14} {row['mean']:+7.1f} ± {row['sd']:.1f}  "
             f"[{row['low']:+.1f}, {row['high']:+.1f}]  {row['per_seed']}"
         )
     if arguments.json:

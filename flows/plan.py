@@ -100,7 +100,7 @@ def derive_stage(
 ) -> Stage:
     """The stage that follows from its inputs, its part of the configuration and the seed, and the folder it belongs in."""
     configuration = {
-        **{type(leaf).__name__: {"revision": leaf.REVISION, **leaf.dump()} for leaf in leaves},
+        **{type(leaf).__name__: leaf.identity() for leaf in leaves},
         **values,
         "seed": seed,
         "inputs": [[given.name, given.digest] for given in inputs],

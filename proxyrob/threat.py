@@ -26,7 +26,11 @@ class Threat:
             raise ValueError(f"expected a norm out of {', '.join(get_args(Norm))}, got {self.norm!r}")
         largest = LARGEST_EPSILON[self.norm]
         if not 0 < self.epsilon <= largest:
-            hint = f"; did you mean '{self.norm}:{self.epsilon}/255'?" if 1 < self.epsilon <= 255 else ""
+            hint = (
+                f"; did you mean '{self.norm}:{self.epsilon}/255'?"
+                if self.epsilon.denominator == 1 and self.epsilon <= 255
+                else ""
+            )
             raise ValueError(
                 f"expected an epsilon in (0, {largest}] for {self.norm}, in pixel units where black is 0 and white is 1, "
                 f"got {self.epsilon}{hint}"

@@ -36,7 +36,7 @@ class ImageBatch:
 
 def as_images(stored: UInt8[np.ndarray, "n h w c"]) -> Float[Tensor, "n c h w"]:
     """Stored uint8 NHWC images as float32 NCHW in [0,1]."""
-    return torch.from_numpy(np.ascontiguousarray(stored.transpose(0, 3, 1, 2))).float().div_(255.0)
+    return torch.from_numpy(np.array(stored.transpose(0, 3, 1, 2), order="C")).float().div_(255.0)
 
 
 def as_stored(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n h w c"]:

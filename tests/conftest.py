@@ -1,8 +1,11 @@
 """What all tests share: types and shapes enforced at run time, one thread, small stages that are made once."""
 
+# ruff: noqa: E402  (the hook has to be installed before the library is imported)
+
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -12,15 +15,37 @@ from tests import runtime_types  # the hook below names it, so it has to be impo
 assert runtime_types.check_types
 install_import_hook("proxyrob", "tests.runtime_types.check_types")
 
+from proxyrob.certify import certify_classifier
 from proxyrob.config import CnnModel, JitterProxy, NaturalObjective, ResnetModel, RobustTrainConfig, SamplingConfig
+from proxyrob.evaluate import evaluate_classifier
 from proxyrob.label import label_shards
 from proxyrob.proxy import sample_proxy
 from proxyrob.source import Split, prepare_digits
 from proxyrob.storage import Stage
 from proxyrob.train import train_classifier
-from tests.toys import SMALL_DIGITS, Linear, random_linear, stage_in, tiny_split
+from tests.toys import (
+    SMALL_CERTIFY,
+    SMALL_DIGITS,
+    SMALL_EVALUATE,
+    SMALL_SIGMA,
+    SMALL_THREAT,
+    Linear,
+    random_linear,
+    stage_in,
+    tiny_split,
+)
 
 MakeStage = Callable[..., Stage]
+
+# Random examples would make a run depend on luck: the same ones every time, and no limit on how long one takes.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -91,6 +116,22 @@ def labels(shared_folder: Path, digits: Stage, samples: Stage, toy_classifier: S
     """Finished labels of ``samples``."""
     stage = stage_in(shared_folder, "labels")
     label_shards(0.9, source=digits, samples=samples, first=toy_classifier, second=other_classifier, stage=stage)
+    return stage
+
+
+@pytest.fixture(scope="session")
+def evaluation(shared_folder: Path, digits: Stage, toy_classifier: Stage) -> Stage:
+    """A finished evaluation of the toy classifier: of 60 test images some are misclassified, all others broken."""
+    stage = stage_in(shared_folder, "evaluate")
+    evaluate_classifier(SMALL_EVALUATE, source=digits, model=toy_classifier, threat=SMALL_THREAT, seed=0, stage=stage)
+    return stage
+
+
+@pytest.fixture(scope="session")
+def certified(shared_folder: Path, digits: Stage, toy_classifier: Stage) -> Stage:
+    """Finished certificates of the toy classifier on 25 test images."""
+    stage = stage_in(shared_folder, "certify")
+    certify_classifier(SMALL_CERTIFY, sigma=SMALL_SIGMA, source=digits, model=toy_classifier, seed=0, stage=stage)
     return stage
 
 

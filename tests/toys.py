@@ -8,12 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proxyrob.config import DigitsSource
+from proxyrob.config import CertifyConfig, DigitsSource, EvaluateConfig
 from proxyrob.config.base import digest_of
 from proxyrob.source import Split
 from proxyrob.storage import Stage
+from proxyrob.threat import parse_threat
 
 SMALL_DIGITS = DigitsSource(num_train=60, num_validation=30, num_test=60)
+SMALL_THREAT = parse_threat("linf:0.2")
+SMALL_EVALUATE = EvaluateConfig(pgd_steps=5, batch_size=16)
+SMALL_CERTIFY = CertifyConfig(num_images=25, n0=20, n=200, alpha=0.01, radii=(0.0, 0.25), batch_size=64)
+SMALL_SIGMA = 0.25
 
 
 class StopHereError(Exception):

@@ -14,7 +14,7 @@ from proxyrob.config.evaluate import CertifyConfig
 from proxyrob.intervals import Measured, measure_mean, measure_share
 from proxyrob.models import load_classifier
 from proxyrob.rng import Streams
-from proxyrob.source import read_split
+from proxyrob.source import read_split, source_report
 from proxyrob.storage import Report, Stage
 from proxyrob.storage.files import read_header, run_units, write_table
 from proxyrob.types import OnProgress, no_progress
@@ -33,6 +33,7 @@ class CertificateHeader(Report):
     seed: int
     split: str
     model: str
+    data_sha256: str
 
 
 class CertificationReport(Report):
@@ -97,7 +98,14 @@ def certify_classifier(
 
     table = run_units(stage.scratch / "certificates", list(units), certify_some, tell)
     header = CertificateHeader(
-        sigma=sigma, n0=config.n0, n=config.n, alpha=config.alpha, seed=seed, split="test", model=model.digest
+        sigma=sigma,
+        n0=config.n0,
+        n=config.n,
+        alpha=config.alpha,
+        seed=seed,
+        split="test",
+        model=model.digest,
+        data_sha256=source_report(source).content_sha256,
     )
     write_table(stage.folder / CERTIFICATES, table, header.model_dump(mode="json"))
     stage.finish(report := summarise(table, config.radii, config.alpha), [CERTIFICATES], started)

@@ -1,5 +1,7 @@
 """The gate: whether a challenger may become champion, with the evidence."""
 
+import re
+
 from proxyrob.compare.paired import Comparison, Verdict
 from proxyrob.storage import Report
 
@@ -33,7 +35,7 @@ def decide_promotion(
     if not parity_passed:
         faults.append("the exported model does not equal the trained one")
     faults += [f"sanity check failed: {name}" for name in failed_checks]
-    if "test" in selection:
+    if re.search(r"\btest\b", selection):
         faults.append(f"the checkpoint was selected on the test split ({selection})")
     verdict: Verdict
     if comparison is not None:

@@ -38,10 +38,10 @@ def compare_certificates(
 ) -> dict[str, Comparison]:
     """Compare certified accuracy at each radius; the keys are ``certified_<radius>``.
 
-    Raises ``ValueError`` when sigma, n0, n, alpha, the split or the images differ.
+    Raises ``ValueError`` when sigma, n0, n, alpha, the split or the data differ.
     """
     (table, header), (other_table, other_header) = candidate, reference
-    for name in ("sigma", "n0", "n", "alpha", "split"):
+    for name in ("sigma", "n0", "n", "alpha", "split", "data_sha256"):
         ours, theirs = getattr(header, name), getattr(other_header, name)
         if ours != theirs:
             raise ValueError(f"these two certifications cannot be compared: {name} is {ours} and {theirs}; certify both alike")

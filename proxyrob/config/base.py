@@ -27,9 +27,14 @@ class Config(BaseModel):
         """As JSON values."""
         return self.model_dump(mode="json")
 
+    def identity(self) -> dict[str, Any]:
+        """The values and the revisions of this configuration and of every part of it: what a digest is made of."""
+        parts = {name: value.identity() for name in type(self).model_fields if isinstance(value := getattr(self, name), Config)}
+        return {"revision": self.REVISION, "values": self.dump(), "parts": parts}
+
     def digest(self) -> str:
-        """The sha256 of the canonical JSON and the revision."""
-        return digest_of({"revision": self.REVISION, "configuration": self.dump()})
+        """The sha256 of the identity."""
+        return digest_of(self.identity())
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values, validated again."""

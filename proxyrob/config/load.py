@@ -42,15 +42,7 @@ def load_config(name: str, changes: Iterable[str] = ()) -> PipelineConfig:
 
 def flatten(config: BaseModel) -> dict[str, Any]:
     """Dotted keys and plain values, as they are written with ``--set`` and logged as parameters."""
-
-    def walk(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
-        if isinstance(value, dict):
-            for key, below in value.items():
-                yield from walk(f"{prefix}.{key}" if prefix else key, below)
-        else:
-            yield prefix, value
-
-    return dict(walk("", config.model_dump(mode="json")))
+    return dict(_leaves("", config.model_dump(mode="json")))
 
 
 def explain(error: ValidationError) -> str:
@@ -71,11 +63,25 @@ def explain(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
+def _leaves(prefix: str, value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from _leaves(f"{prefix}.{key}" if prefix else str(key), below)
+    else:
+        yield prefix, value
+
+
 def _validate(tree: dict[str, Any]) -> PipelineConfig:
     try:
-        return PipelineConfig.model_validate(tree)
+        config = PipelineConfig.model_validate(tree)
     except ValidationError as error:
         raise ValueError(explain(error)) from error
+    values = flatten(config)
+    for key, given in _leaves("", tree):
+        if isinstance(given, bool) and not isinstance(values.get(key), bool):
+            message = f"{key}: expected a number or a name, got {str(given).lower()} (YAML reads yes, no, on and off so)"
+            raise ValueError(message)  # noqa: TRY004  (a wrong configuration is a ValueError, whatever is wrong with it)
+    return config
 
 
 def _presets() -> Any:

@@ -77,6 +77,8 @@ def run_autoattack(
             table = run_units(folder, list(units), attack_one, tell)
             broken[attack][table["index"].to_numpy()] = table.broken.to_numpy()
         standing &= ~broken[attack]
+    total = 100 * len(STANDARD_ATTACKS)
+    on_progress(total, total, standing=float(standing.mean()))
     return broken
 
 

@@ -4,6 +4,8 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -86,12 +88,11 @@ def write_onnx(model: nn.Module, image_shape: tuple[int, int, int], path: Path, 
 
     The file is self-contained and holds no Python; ``metadata`` becomes its metadata properties.
     """
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # the exporter warns about its own internals, nothing a caller can act on
         program = torch.onnx.export(
             model,
-            (torch.rand(2, *image_shape),),
+            (torch.zeros(2, *image_shape),),
             dynamo=True,
             input_names=["images"],
             output_names=["logits"],
@@ -104,6 +105,18 @@ def write_onnx(model: nn.Module, image_shape: tuple[int, int, int], path: Path, 
     onnx.helper.set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     write_bytes(path, proto.SerializeToString())
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Errors alone from a logger whose progress nobody asked for; its level is given back."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _make_card(

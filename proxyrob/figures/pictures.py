@@ -76,7 +76,7 @@ def draw_dropped(
 def draw_certified_curves(path: Path, tables: dict[str, pd.DataFrame], *, sigma: float, n: int) -> None:
     """Certified accuracy against L2 radius, one curve for each table of certificates."""
     figure, axis = plt.subplots(figsize=(6.4, 4.2))
-    most = max(float(table.radius_l2.max()) for table in tables.values())
+    most = max(float(table.radius_l2.max()) for table in tables.values()) or sigma  # sigma: where everything abstained
     for name, table in tables.items():
         right = (table.prediction == table.label).fillna(False).to_numpy(dtype=bool)
         radii = np.linspace(0.0, most * 1.02, 400)
@@ -113,7 +113,7 @@ def draw_training_curves(path: Path, histories: dict[str, pd.DataFrame]) -> None
     _save(figure, path)
 
 
-def _row(images: UInt8[np.ndarray, "n h w c"], count: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w c"]:
+def _row(images: UInt8[np.ndarray, "n h w c"], count: int, shape: tuple[int, ...]) -> UInt8[np.ndarray, "rows columns c"]:
     height, width, channels = shape
     row = np.full((height + 1, count * (width + 1), channels), 255, np.uint8)
     for k, image in enumerate(images):

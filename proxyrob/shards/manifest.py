@@ -1,5 +1,6 @@
 """The shard format: ``shard-000000.npy`` (uint8 NHWC) and ``manifest.json``."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,18 @@ def read_manifest(folder: Path) -> ShardManifest:
     if not path.is_file():
         raise DataIntegrityError(f"{folder} holds no finished set of images ({MANIFEST} is missing); sample it again")
     try:
-        manifest = ShardManifest.model_validate_json(path.read_bytes())
+        content = json.loads(path.read_bytes())
+        version = content["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataIntegrityError(f"{path} cannot be read as a manifest of version {MANIFEST_VERSION}: {error}") from error
+    if version != MANIFEST_VERSION:
+        raise DataIntegrityError(
+            f"{path} has version {version}, this program reads version {MANIFEST_VERSION}; upgrade proxyrob"
+        )
+    try:
+        manifest = ShardManifest.model_validate(content)
     except ValidationError as error:
         raise DataIntegrityError(f"{path} cannot be read as a manifest of version {MANIFEST_VERSION}: {error}") from error
-    if manifest.version != MANIFEST_VERSION:
-        raise DataIntegrityError(
-            f"{path} has version {manifest.version}, this program reads version {MANIFEST_VERSION}; upgrade proxyrob"
-        )
     return manifest
 
 

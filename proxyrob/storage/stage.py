@@ -75,6 +75,11 @@ class Stage:
             raise DataIntegrityError(
                 f"{self.record_path} cannot be read as format {FORMAT_VERSION} of a stage record; {self.remedy}"
             ) from error
+        if record.format_version != FORMAT_VERSION:
+            raise DataIntegrityError(
+                f"{self.record_path} has format {record.format_version}, this program reads format {FORMAT_VERSION}; "
+                "use the program that wrote it, or another store"
+            )
         if record.digest != self.digest:
             raise CheckpointMismatch(
                 f"{self.folder} was written by another configuration of stage {record.stage!r} "

@@ -105,7 +105,8 @@ def train_classifier(
         optimizer.step()
         average.update_parameters(classifier)
         recent.append(loss.detach())
-        if len(recent) == REPORT_EVERY or step + 1 == config.steps:
+        is_checkpoint = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps
+        if (step + 1) % REPORT_EVERY == 0 or is_checkpoint:
             losses = torch.stack(recent).tolist()
             _require_finite(losses, step, mix)
             accuracy = (found.logits.detach().argmax(1) == batch.labels).float().mean().item()
@@ -121,12 +122,12 @@ def train_classifier(
             recent = []
             on_progress(step + 1, config.steps, loss=losses[-1], accuracy=accuracy)
         schedule.step()
-        if (step + 1) % config.checkpoint_every == 0 and not recent and step + 1 < config.steps:
+        if is_checkpoint and step + 1 < config.steps:
             save_checkpoint(stage, step + 1, parts, tuple(rows))
     released = average.module
     assert isinstance(released, Classifier)  # a copy of what the average was built from
     save_classifier(released, stage.folder)
-    write_table(stage.folder / HISTORY, pd.DataFrame(rows))
+    write_table(stage.folder / HISTORY, pd.DataFrame(rows).astype({"step": "int64"}))
     validation = read_split(source, "validation")
     adversarial = threat is not None and not isinstance(config.objective, NaturalObjective)
     report = TrainReport(

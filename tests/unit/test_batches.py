@@ -190,7 +190,7 @@ def test_labels_of_other_samples_are_refused(
     sample_proxy(JitterProxy(num_images=150, sigma=0.05), sampling, source=digits, proxy=None, seed=0, stage=more)
     stage = make_stage("labels")
     label_shards(0.0, source=digits, samples=more, first=toy_classifier, second=other_classifier, stage=stage)
-    with pytest.raises(DataIntegrityError, match="has labels for 150 images, .* has 120 images"):
+    with pytest.raises(DataIntegrityError, match=r"has labels for 150 images, .* has 120 images"):
         read_synthetic(samples, stage)
 
 

@@ -56,7 +56,9 @@ def test_normalisation_is_the_first_layer() -> None:
 def test_a_deeper_network_has_more_blocks() -> None:
     """``blocks_per_stage`` is used."""
     sizes = [
-        sum(weight.numel() for weight in build_classifier(_card(ResnetModel(widths=(4, 6), blocks_per_stage=k)), 0).parameters())
+        sum(
+            weight.numel() for weight in build_classifier(_card(ResnetModel(widths=(4, 6), blocks_per_stage=k)), 0).parameters()
+        )
         for k in (1, 2)
     ]
     assert sizes[1] - sizes[0] == (2 * 4 * 4 * 9 + 4 * 4) + (2 * 6 * 6 * 9 + 4 * 6)

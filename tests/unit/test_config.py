@@ -1,6 +1,7 @@
 """Configurations: strict, frozen, identified by a digest, and read with errors that name the key."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,7 +29,7 @@ from proxyrob.config import (
     preset_names,
     preset_text,
 )
-from proxyrob.config.base import digest_of
+from proxyrob.config.base import Config, digest_of
 from proxyrob.config.pipeline import largest_radius
 from proxyrob.threat import parse_threat
 from tests.toys import join
@@ -246,7 +247,7 @@ def test_a_configuration_cannot_extend_itself(tmp_path: Path) -> None:
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text(f"extends: {second}\n")
     second.write_text(f"extends: {first}\n")
-    with pytest.raises(ValueError, match="first.yaml extends .*second.yaml extends .*first.yaml: .*cannot extend itself"):
+    with pytest.raises(ValueError, match=r"first\.yaml extends .*second\.yaml extends .*first\.yaml: .*cannot extend itself"):
         load_config(str(first))
 
 
@@ -414,7 +415,7 @@ def _other_value(key: str, value: object) -> list[str]:
         case str() if key.startswith("label."):
             return [f"{key}={OTHER_KIND[value]}", f"{key.removesuffix('kind')}widths=[4]"]  # so that the labelers still differ
         case str():
-            return [f"{key}={ {'name': 'other', 'threat': 'linf:0.1'}.get(key) or OTHER_KIND[value]}"]
+            return [f"{key}={ {'name': 'other', 'threat': 'linf:0.1'}.get(key) or OTHER_KIND[value] }"]
         case bool():
             return [f"{key}={json.dumps(not value)}"]
         case int():
@@ -453,6 +454,24 @@ def test_the_digest_changes_with_the_revision_of_a_part(monkeypatch: pytest.Monk
     monkeypatch.setattr(PgdObjective, "REVISION", 2)
     assert natural.digest() == before[1]
     assert with_pgd.digest() != before[0]
+
+
+def _parts(config: Config) -> Iterator[type[Config]]:
+    """The types of a configuration and of everything below it."""
+    yield type(config)
+    for name in type(config).model_fields:
+        if isinstance(below := getattr(config, name), Config):
+            yield from _parts(below)
+
+
+@pytest.mark.parametrize("part", list(dict.fromkeys(_parts(load_config("digits")))))
+def test_the_digest_of_the_whole_changes_with_the_revision_of_any_part(
+    part: type[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However deep in the tree a part lies, raising its revision gives the pipeline another digest."""
+    before = load_config("digits").digest()
+    monkeypatch.setattr(part, "REVISION", part.REVISION + 1)
+    assert load_config("digits").digest() != before
 
 
 @pytest.mark.parametrize("config", [CertifyConfig(), ResnetModel(), load_config("digits")])

@@ -171,7 +171,10 @@ def test_every_proxy_runs(config: DiffusionProxy | JitterProxy, digits: Stage, m
 
 def test_a_labeler_of_each_architecture_trains_naturally(digits: Stage, make_stage: MakeStage) -> None:
     """What a labeler's configuration says is enough to train it: naturally, on real images alone."""
-    for labeler in (LabelerConfig(model=CnnModel(widths=(4,)), steps=2), LabelerConfig(model=ResnetModel(widths=(4,)), steps=2)):
+    for labeler in (
+        LabelerConfig(model=CnnModel(widths=(4,)), steps=2),
+        LabelerConfig(model=ResnetModel(widths=(4,)), steps=2),
+    ):
         config = RobustTrainConfig(
             objective=NaturalObjective(),
             synthetic_fraction=0.0,

@@ -105,7 +105,9 @@ def test_more_sampler_steps_are_used(fitted: Stage, digits: Stage) -> None:
 def test_diverging_names_the_step(digits: Stage, make_stage: MakeStage) -> None:
     """An absurd learning rate ends in an error that names the step and the setting, and leaves no proxy."""
     stage = make_stage("proxy")
-    with pytest.raises(NonFiniteLoss, match=r"the proxy's loss is (nan|inf) at step 3; lower proxy\.learning_rate \(now 1e\+30\)"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"the proxy's loss is (nan|inf) at step 3; lower proxy\.learning_rate \(now 1e\+30\)"
+    ):
         fit_diffusion(TINY.replace(steps=4, learning_rate=1e30), source=digits, seed=0, stage=stage)
     assert stage.record() is None
     assert not (stage.folder / "proxy.safetensors").exists()

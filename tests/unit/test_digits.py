@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from proxyrob.config import DigitsSource
 from proxyrob.source import Split, prepare_digits, read_split, source_report
@@ -68,10 +69,8 @@ def test_grey_levels_use_the_whole_range(everything: Stage) -> None:
 
 def test_images_keep_their_labels(digits: Stage) -> None:
     """A split does not mix labels up: each of its images is in scikit-learn's data under the same label."""
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    known = {np.rint(i * 15.9375).astype(np.uint8).tobytes() + bytes([k]) for i, k in zip(data.images, data.target, strict=True)}
+    images, labels = load_digits(return_X_y=True)
+    known = {np.rint(i * 15.9375).astype(np.uint8).tobytes() + bytes([k]) for i, k in zip(images, labels, strict=True)}
     assert all(row in known for name in NAMES for row in _rows(read_split(digits, name)))
 
 
@@ -112,11 +111,11 @@ def test_splits_that_do_not_fit_are_refused(make_stage: MakeStage) -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
-def test_a_split_smaller_than_its_classes_is_refused(make_stage: MakeStage, name: str) -> None:
+def test_a_split_smaller_than_its_classes_is_refused(make_stage: MakeStage, name: SplitName) -> None:
     """Nine images cannot show ten classes; ten can."""
     with pytest.raises(ValueError, match=rf"expected source\.num_{name} of at least 10, one image for each class, got 9"):
         _prepare(make_stage, **{f"num_{name}": 9})
-    assert len(read_split(_prepare(make_stage, **{f"num_{name}": 10}), name)) == 10  # pyright: ignore[reportArgumentType]  # a str of the parameters
+    assert len(read_split(_prepare(make_stage, **{f"num_{name}": 10}), name)) == 10
 
 
 def test_a_remainder_smaller_than_its_classes_is_refused(make_stage: MakeStage) -> None:

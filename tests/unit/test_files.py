@@ -25,6 +25,12 @@ from proxyrob.storage.files import (
 from tests.toys import damage, files_below
 
 
+def _write_half(path: Path) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     """While it is written there is no file of that name; afterwards there is nothing else."""
     path = tmp_path / "deep" / "file.bin"
@@ -38,9 +44,8 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_a_block_that_raises_leaves_nothing(tmp_path: Path) -> None:
     """A write that fails half-way leaves neither the file nor its temporary one."""
-    with pytest.raises(RuntimeError, match="disk"), written_whole(tmp_path / "file.bin") as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError("disk")
+    with pytest.raises(OSError, match="disk is full"):
+        _write_half(tmp_path / "file.bin")
     assert files_below(tmp_path) == set()
 
 
@@ -48,9 +53,8 @@ def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
     """A write that fails half-way leaves what was there before."""
     path = tmp_path / "file.bin"
     write_bytes(path, b"old")
-    with pytest.raises(RuntimeError, match="disk"), written_whole(path) as temporary:
-        temporary.write_bytes(b"new")
-        raise RuntimeError("disk")
+    with pytest.raises(OSError, match="disk is full"):
+        _write_half(path)
     assert (path.read_bytes(), files_below(tmp_path)) == (b"old", {"file.bin"})
 
 

@@ -1,5 +1,7 @@
 """Labels beside shards that are never rewritten."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,7 +60,13 @@ def test_a_killed_labeling_goes_on_where_it_was(
 ) -> None:
     """Shards that were labelled before the kill are not labelled again, and the result is the same."""
     stage = make_stage("labels")
-    given = {"source": digits, "samples": samples, "first": toy_classifier, "second": other_classifier, "stage": stage}
+    given: dict[str, Any] = {
+        "source": digits,
+        "samples": samples,
+        "first": toy_classifier,
+        "second": other_classifier,
+        "stage": stage,
+    }
     with pytest.raises(StopHereError):
         label_shards(0.9, **given, on_progress=Killer(lambda done: done >= 80))
     assert files_below(stage.folder) == {"shard-000000.parquet", "shard-000001.parquet"}

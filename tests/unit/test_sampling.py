@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from proxyrob.config import DigitsSource, JitterProxy, SamplingConfig
+from proxyrob.config import JitterProxy, SamplingConfig
 from proxyrob.errors import DataIntegrityError
 from proxyrob.proxy import SamplesReport, sample_proxy
 from proxyrob.proxy.jitter import JitterSampler
 from proxyrob.shards import read_manifest, read_shard
-from proxyrob.source import SourceReport, Split, source_report
-from proxyrob.source.splits import write_splits
+from proxyrob.source import source_report
+from proxyrob.source.splits import SplitName, write_splits
 from proxyrob.storage import Stage
 from proxyrob.types import OnProgress, no_progress
 from tests.conftest import MakeStage
@@ -96,8 +96,12 @@ def _half_black(stage: Stage, black: int) -> Stage:
     split = tiny_split(100)
     stored = split.stored.copy()
     stored[:black] = 0
-    splits = {"train": (stored, split.labels), "validation": (stored, split.labels), "test": (stored, split.labels)}
-    write_splits(stage, splits, class_names=tuple("0123456789"))  # pyright: ignore[reportArgumentType]  # names are literals
+    splits: dict[SplitName, tuple[np.ndarray, np.ndarray]] = {
+        "train": (stored, split.labels),
+        "validation": (stored, split.labels),
+        "test": (stored, split.labels),
+    }
+    write_splits(stage, splits, class_names=tuple("0123456789"))
     return stage
 
 

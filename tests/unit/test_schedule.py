@@ -13,10 +13,10 @@ def _rates(steps: int, warmup_share: float) -> list[float]:
     schedule = cosine_with_warmup(optimizer, steps, warmup_share)
     rates = []
     for _ in range(steps):
-        rates.append(schedule.get_last_lr()[0])
+        rates.append(float(schedule.get_last_lr()[0]))
         optimizer.step()
         schedule.step()
-    return [*rates, schedule.get_last_lr()[0]]
+    return [*rates, float(schedule.get_last_lr()[0])]
 
 
 def test_the_rate_grows_linearly_then_follows_half_a_cosine_to_zero() -> None:

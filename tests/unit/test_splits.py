@@ -6,7 +6,7 @@ import torch
 
 from proxyrob.errors import DataIntegrityError
 from proxyrob.source import Split, read_split, source_report
-from proxyrob.source.splits import write_splits
+from proxyrob.source.splits import SplitName, write_splits
 from proxyrob.storage import Stage
 from proxyrob.storage.files import sha256_of
 from tests.conftest import MakeStage
@@ -17,12 +17,8 @@ CLASSES = ("cat", "dog", "fox")
 
 def _write(stage: Stage, train: Split, other: Split | None = None) -> Stage:
     other = other or tiny_split(6, classes=3, seed=1)
-    splits = {"train": train, "validation": other, "test": other}
-    write_splits(
-        stage,
-        {name: (split.stored, split.labels) for name, split in splits.items()},  # pyright: ignore[reportArgumentType]  # names are literals
-        class_names=CLASSES,
-    )
+    splits: dict[SplitName, Split] = {"train": train, "validation": other, "test": other}
+    write_splits(stage, {name: (split.stored, split.labels) for name, split in splits.items()}, class_names=CLASSES)
     return stage
 
 

@@ -19,9 +19,9 @@ from proxyrob.threat import Norm, Threat, parse_threat
         ("l2:5", "l2", Fraction(5)),
     ],
 )
-def test_a_threat_is_read_as_an_exact_fraction(text: str, norm: str, epsilon: Fraction) -> None:
+def test_a_threat_is_read_as_an_exact_fraction(text: str, norm: Norm, epsilon: Fraction) -> None:
     """Fractions and decimals are read exactly, up to the largest allowed radius of each norm."""
-    assert parse_threat(text) == Threat(norm, epsilon)  # pyright: ignore[reportArgumentType]  # a str of the parameters
+    assert parse_threat(text) == Threat(norm, epsilon)
 
 
 def test_neighbouring_epsilons_are_different_threats() -> None:
@@ -36,12 +36,12 @@ def test_equal_epsilons_written_differently_are_the_same_threat() -> None:
 
 
 @pytest.mark.parametrize(("norm", "text"), [("linf", "linf:8"), ("l2", "l2:128")])
-def test_an_epsilon_in_grey_levels_is_refused_with_the_right_spelling(norm: str, text: str) -> None:
+def test_an_epsilon_in_grey_levels_is_refused_with_the_right_spelling(norm: Norm, text: str) -> None:
     """8 instead of 8/255 is the classic mistake; the error shows the text that was meant, and that text is valid."""
     with pytest.raises(ValueError, match=r"pixel units.*did you mean") as error:
         parse_threat(text)
     meant = str(error.value).split("did you mean '")[1].split("'")[0]
-    assert parse_threat(meant) == Threat(norm, Fraction(text.split(":")[1]) / 255)  # pyright: ignore[reportArgumentType]
+    assert parse_threat(meant) == Threat(norm, Fraction(text.split(":")[1]) / 255)
 
 
 def test_the_suggestion_for_a_decimal_in_grey_levels_is_a_threat_that_can_be_read() -> None:
@@ -74,7 +74,9 @@ def test_an_unknown_norm_is_refused_with_the_known_ones(text: str) -> None:
         parse_threat(text)
 
 
-@pytest.mark.parametrize("text", ["", "linf", "linf:", "8/255", "linf:8/", "linf:-0.1", "linf:1e-1", "linf:0.1 0.2", "linf:nan"])
+@pytest.mark.parametrize(
+    "text", ["", "linf", "linf:", "8/255", "linf:8/", "linf:-0.1", "linf:1e-1", "linf:0.1 0.2", "linf:nan"]
+)
 def test_another_form_is_refused_with_an_example(text: str) -> None:
     """Anything that is not norm:number is refused, and the message shows the form."""
     with pytest.raises(ValueError, match=r"such as 'linf:8/255'"):

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from proxyrob.config import EvaluateConfig
 from proxyrob.errors import DataIntegrityError
 from proxyrob.evaluate import (
     STANDARD_ATTACKS,
@@ -24,10 +23,7 @@ from proxyrob.source import read_split, source_report
 from proxyrob.storage import Stage
 from proxyrob.threat import parse_threat
 from tests.conftest import MakeStage
-from tests.toys import Killer, Recorder, StopHereError, damage, files_below
-
-THREAT = parse_threat("linf:0.17")
-CONFIG = EvaluateConfig(pgd_steps=5, batch_size=16)
+from tests.toys import SMALL_EVALUATE, SMALL_THREAT, Killer, Recorder, StopHereError, damage, files_below
 
 
 def _bools(*values: int) -> np.ndarray:
@@ -67,6 +63,7 @@ def test_an_attack_says_nothing_of_images_it_was_not_run_on(table: pd.DataFrame)
         ((), [False, True, True, True, True, True]),
         (("a",), [False, False, True, True, True, False]),
         (("a", "b"), [False, False, False, True, True, False]),
+        (("b",), [False, True, False, True, True, True]),
         (("pgd-5",), [False, True, False, False, True, False]),
     ],
 )
@@ -89,16 +86,8 @@ def test_accuracies_are_counted_from_the_table() -> None:
 
 
 def _evaluate(digits: Stage, model: Stage, stage: Stage, **values: Any) -> EvaluationReport:
-    given: dict[str, Any] = {"threat": THREAT, "seed": 0, "source": digits, "model": model, "stage": stage, **values}
-    return evaluate_classifier(CONFIG, **given)
-
-
-@pytest.fixture(scope="module")
-def evaluation(digits: Stage, toy_classifier: Stage, tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    """A finished evaluation of the toy classifier on its 60 test images."""
-    stage = Stage("evaluate", "2" * 64, tmp_path_factory.mktemp("evaluate"), {})
-    _evaluate(digits, toy_classifier, stage)
-    return stage
+    given: dict[str, Any] = {"threat": SMALL_THREAT, "seed": 0, "source": digits, "model": model, "stage": stage, **values}
+    return evaluate_classifier(SMALL_EVALUATE, **given)
 
 
 def test_an_evaluation_covers_the_whole_test_split(evaluation: Stage, digits: Stage, toy_classifier: Stage) -> None:
@@ -117,7 +106,7 @@ def test_a_header_says_under_which_conditions_verdicts_were_found(
 ) -> None:
     """Norm, exact epsilon, versions of the attacks, seed, split, and digests of model and data."""
     _, header = read_verdicts(evaluation)
-    assert (header.norm, header.epsilon, header.seed, header.split) == ("linf", "17/100", 0, "test")
+    assert (header.norm, header.epsilon, header.seed, header.split) == ("linf", "1/5", 0, "test")
     assert (header.model, header.data_sha256) == (toy_classifier.digest, source_report(digits).content_sha256)
     assert header.attacks["apgd-ce"].startswith("pyautoattack ")
     assert header.attacks["apgd-ce"].endswith(" standard")
@@ -125,34 +114,35 @@ def test_a_header_says_under_which_conditions_verdicts_were_found(
 
 
 def test_attacks_find_what_clean_images_do_not_show(evaluation: Stage) -> None:
-    """A naturally trained classifier is right on most images and robust on few, but some; AutoAttack is not weaker than PGD."""
+    """A naturally trained classifier is right on most images and robust on hardly any; AutoAttack is not weaker than PGD."""
     report = evaluation.finished(EvaluationReport)
     assert report is not None
     assert report.clean.value > 0.7
-    assert 0.0 < report.autoattack.value <= report.pgd.value <= report.clean.value - 0.3
+    assert report.autoattack.value <= report.pgd.value <= report.clean.value - 0.3
 
 
-@pytest.mark.parametrize("position", [60, 300])
-def test_a_killed_evaluation_goes_on_and_finds_the_same(
-    evaluation: Stage, digits: Stage, toy_classifier: Stage, make_stage: MakeStage, position: int
-) -> None:
-    """Killed within any attack and resumed, the table is the same and units that were finished are not computed again."""
-    stage = make_stage("evaluate")
+def test_a_killed_evaluation_goes_on_and_finds_the_same(digits: Stage, toy_classifier: Stage, make_stage: MakeStage) -> None:
+    """Killed between two batches and resumed, the table is the same and what was finished is not computed again.
+
+    (That a kill between two attacks changes nothing is shown against pyautoattack itself, under ``peer``.)
+    """
+    threat = parse_threat("linf:0.25")
+    whole, pieces = make_stage("evaluate", k="whole"), make_stage("evaluate", k="pieces")
+    expected = _evaluate(digits, toy_classifier, whole, threat=threat)
     with pytest.raises(StopHereError):
-        _evaluate(digits, toy_classifier, stage, on_progress=Killer(lambda done: done >= position))
-    finished = files_below(stage.scratch)
-    times = {name: (stage.scratch / name).stat().st_mtime_ns for name in finished}
-    assert any(name.startswith("pgd/") for name in finished)
+        _evaluate(digits, toy_classifier, pieces, threat=threat, on_progress=Killer(lambda done: done >= 50))
+    finished = files_below(pieces.scratch)
+    assert {name.split("/")[0] for name in finished} == {"pgd", "autoattack"}
+    times = {name: (pieces.scratch / name).stat().st_mtime_ns for name in finished}
     seen: dict[str, int] = {}
 
     def look(done: int, total: int, **figures: float) -> None:
-        seen.update({name: (stage.scratch / name).stat().st_mtime_ns for name in finished})
+        seen.update({name: (pieces.scratch / name).stat().st_mtime_ns for name in finished})
 
-    report = _evaluate(digits, toy_classifier, stage, on_progress=look)
+    assert _evaluate(digits, toy_classifier, pieces, threat=threat, on_progress=look) == expected
     assert seen == times, "a finished unit was written again"
-    assert report == evaluation.finished(EvaluationReport)
-    pd.testing.assert_frame_equal(read_verdicts(stage)[0], read_verdicts(evaluation)[0])
-    assert files_below(stage.folder) == {"verdicts.parquet", "stage.json"}
+    pd.testing.assert_frame_equal(read_verdicts(pieces)[0], read_verdicts(whole)[0])
+    assert files_below(pieces.folder) == {"verdicts.parquet", "stage.json"}
 
 
 def test_a_finished_evaluation_is_not_run_again(evaluation: Stage, digits: Stage, toy_classifier: Stage) -> None:

@@ -1,0 +1,39 @@
+"""Threat models, for any norm and fraction."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxyrob.threat import LARGEST_EPSILON, Norm, Threat, parse_threat
+
+norms: st.SearchStrategy[Norm] = st.sampled_from(["linf", "l2"])
+positive = st.fractions(Fraction(1, 10_000), Fraction(10), max_denominator=10_000)
+
+
+@given(norms, positive)
+def test_a_threat_is_read_as_it_is_written(norm: Norm, epsilon: Fraction) -> None:
+    """Whatever can be made can be written and read without losing a digit; what cannot be made cannot be read either."""
+    if epsilon <= LARGEST_EPSILON[norm]:
+        threat = Threat(norm, epsilon)
+        assert parse_threat(str(threat)) == threat
+    else:
+        with pytest.raises(ValueError, match="expected an epsilon"):
+            parse_threat(f"{norm}:{epsilon}")
+
+
+@given(norms, st.integers(1, 999), st.integers(0, 3))
+def test_decimals_are_read_exactly(norm: Norm, digits: int, zeros: int) -> None:
+    """0.15 is 3/20 and not the binary fraction next to it."""
+    text = f"0.{'0' * zeros}{digits}"
+    places = zeros + len(str(digits))
+    assert parse_threat(f"{norm}:{text}") == Threat(norm, Fraction(digits, 10**places))
+
+
+@given(norms, positive, positive)
+def test_equal_radii_are_equal_threats(norm: Norm, one: Fraction, other: Fraction) -> None:
+    """Two threats are equal, and print alike, exactly when their radii are."""
+    one, other = one / 10, other / 10
+    first, second = Threat(norm, one), Threat(norm, other)
+    assert (first == second) == (one == other) == (str(first) == str(second))
