@@ -126,7 +126,7 @@ def test_certificates_of_other_images_are_not_compared(column: str) -> None:
 
 def test_certificates_of_other_pixels_are_not_compared(digits: Stage, toy_classifier: Stage, make_stage: MakeStage) -> None:
     """Two data sets with the same labels are two data sets: verdicts on them are not compared, nor are certificates."""
-    other = make_stage("source")
+    other = make_stage("source", negative=True)
     splits: dict[SplitName, Split] = {name: read_split(digits, name) for name in NAMES}
     negatives: dict[SplitName, tuple[np.ndarray, np.ndarray]] = {
         name: (255 - split.stored, split.labels) for name, split in splits.items()
