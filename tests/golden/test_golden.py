@@ -5,15 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.regenerate import CERTIFICATES, TRACES, certify_some, trace_trainings
+from tests.golden.regenerate import CERTIFICATES, PROXIES, TRACES, certify_some, fit_proxies, trace_trainings
 
 
 def test_losses_are_what_they_were(tmp_path: Path) -> None:
-    """Each of 20 losses of PGD training under both norms and of the stability loss is the stored one, but for rounding."""
+    """Each of 20 losses of each training (both norms, smoothing, batch normalisation) is the stored one, but for rounding."""
     stored, found = json.loads(TRACES.read_text()), trace_trainings(tmp_path)
     assert {name: len(trace) for name, trace in found.items()} == dict.fromkeys(stored, 20)
     for name, trace in found.items():
         assert trace == pytest.approx(stored[name], rel=1e-4), name
+
+
+def test_losses_of_the_proxy_are_what_they_were(tmp_path: Path) -> None:
+    """The diffusion model's loss after 20 steps is the stored one, with classes and without, but for rounding."""
+    assert fit_proxies(tmp_path) == pytest.approx(json.loads(PROXIES.read_text()), rel=1e-4)
 
 
 def test_certificates_are_what_they_were(tmp_path: Path) -> None:
