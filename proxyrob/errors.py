@@ -19,7 +19,3 @@ class NonFiniteLoss(ArithmeticError):
 
 class ParityError(ValueError):
     """An exported model does not equal the model it was exported from."""
-
-
-class PromotionRefused(RuntimeError):
-    """A model may not become champion; the message gives the gate's reasons."""
