@@ -1,5 +1,6 @@
 """Checkpoints of a stage that is under way: whole or not at all, named by their step, checked by hash when read."""
 
+import io
 import pickle
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from proxyrob.errors import CheckpointMismatch, DataIntegrityError
-from proxyrob.storage.files import sha256_of, verify_file, write_json, written_whole
+from proxyrob.storage.files import sha256_of, verify_file, write_bytes, write_json
 from proxyrob.storage.stage import Report, Stage
 
 POINTER = "checkpoint.json"
@@ -35,8 +36,9 @@ class CheckpointPointer(Report):
 def save_checkpoint(stage: Stage, step: int, parts: Mapping[str, Stateful], history: tuple[dict[str, float], ...] = ()) -> None:
     """Write the state of ``parts`` after ``step`` steps; the checkpoint before it is removed afterwards."""
     path = stage.scratch / f"checkpoint-{step:08d}.pt"
-    with written_whole(path) as temporary:
-        torch.save({name: part.state_dict() for name, part in parts.items()}, temporary)
+    content = io.BytesIO()  # torch's own file writer hides a full disk behind an error of its own
+    torch.save({name: part.state_dict() for name, part in parts.items()}, content)
+    write_bytes(path, content.getvalue())
     pointer = CheckpointPointer(digest=stage.digest, step=step, file=path.name, sha256=sha256_of(path), history=history)
     write_json(stage.scratch / POINTER, pointer.model_dump(mode="json"))
     for old in stage.scratch.glob("checkpoint-*.pt"):

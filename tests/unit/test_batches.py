@@ -157,9 +157,9 @@ def test_shifts_reach_every_direction_and_stay_within_the_limit() -> None:
 
 def test_shift_is_used_for_both_parts(split: Split) -> None:
     """With a shift the batch has the same images moved; without one they are as stored."""
-    still, moved = _mix(split, _synthetic()).batch(0), _mix(split, _synthetic(), shift=1).batch(0)
+    still, moved = _mix(split, _synthetic()).batch(4), _mix(split, _synthetic(), shift=1).batch(4)
     assert np.array_equal(still.indices, moved.indices)
-    expected = shift_images(still.images, 1, Streams(0).torch("mix/shift", step=0))
+    expected = shift_images(still.images, 1, Streams(0).torch("mix/shift", step=4))
     assert torch.equal(moved.images, expected)
     assert not torch.equal(moved.images[:6], still.images[:6])
     assert not torch.equal(moved.images[6:], still.images[6:])

@@ -323,9 +323,9 @@ def test_more_certificates_than_test_images_are_refused() -> None:
 def test_radii_beyond_the_largest_certifiable_one_are_refused() -> None:
     """A radius that no image can reach with these n and alpha is refused with the cap; the cap itself is not."""
     cap = largest_radius(0.25, 10_000, 0.001)
-    assert load_config("digits", [f"certify.radii=[{cap}]"]).certify.radii == (cap,)
+    assert load_config("digits", [f"certify.radii=[0, {cap}]"]).certify.radii == (0.0, cap)
     with pytest.raises(ValueError, match=rf"certify\.radii asks for .* no radius above {cap:.3f} can be certified"):
-        load_config("digits", [f"certify.radii=[{cap + 1e-6}]"])
+        load_config("digits", [f"certify.radii=[0, {cap + 1e-6}]"])
 
 
 def test_the_largest_radius_is_that_of_unanimous_samples() -> None:
