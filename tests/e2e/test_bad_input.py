@@ -77,6 +77,7 @@ def _forget(program: Program, kind: str) -> None:
         shutil.rmtree(path)
 
 
+@pytest.mark.slow
 def test_damaged_shard_is_named(finished: Finished, make_program: Callable[[], Program]) -> None:
     """A flipped byte in a shard stops the stage that reads it: shard, expected hash, remedy; following the remedy works."""
     program = _copy(finished, make_program)
@@ -97,6 +98,7 @@ def test_damaged_shard_is_named(finished: Finished, make_program: Callable[[], P
     assert program.report(output)["models"] == finished.report["models"]
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_is_named(finished: Finished, make_program: Callable[[], Program]) -> None:
     """A damaged checkpoint is not resumed from: it is named with its expected hash, and deleting it starts the stage anew."""
     program = _copy(finished, make_program)
@@ -118,6 +120,7 @@ def test_damaged_checkpoint_is_named(finished: Finished, make_program: Callable[
     assert program.report(output)["models"] == finished.report["models"]
 
 
+@pytest.mark.slow
 def test_store_of_another_configuration(finished: Finished, make_program: Callable[[], Program]) -> None:
     """A stage folder whose record belongs to another configuration is refused, not overwritten."""
     program = _copy(finished, make_program)
@@ -142,6 +145,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk(make_program: Callable[[], Program], small_disk: Path, finished: Finished) -> None:
     """A full disk ends the run with one message; with space made, the same command goes on to the same figures."""
     program = make_program()
@@ -158,6 +162,7 @@ def test_full_disk(make_program: Callable[[], Program], small_disk: Path, finish
     assert program.report(output)["models"] == finished.report["models"]
 
 
+@pytest.mark.slow
 def test_interrupt_is_quiet(make_program: Callable[[], Program]) -> None:
     """Ctrl-C ends the run with one line and code 130, within seconds, and leaves no process behind."""
     program = make_program()

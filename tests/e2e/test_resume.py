@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import psutil
+import pytest
 
 from flows.plan import plan_pipeline
 from proxyrob.config import load_config
@@ -72,6 +73,7 @@ def _records(program: Program) -> dict[str, dict[str, Any]]:
     return records
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage(finished: Finished, make_program: Callable[[], Program]) -> None:
     """kill -9 in each stage in turn loses nothing: the last run goes on, and every stage ends with the report and the very
     bytes of a run that was not disturbed."""
