@@ -128,9 +128,13 @@ def _register(plan: Plan, tracker: Tracker, run_id: str, name: str) -> ModelVers
     mlflow.set_tracking_uri(tracker.uri)
     mlflow.set_registry_uri(tracker.uri)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    run = tracker.client.get_run(run_id)
+    made = tracker.client.create_logged_model(  # in the run's experiment: MLflow's own default lies in the working directory
+        run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params
+    )
     logged = Model.log(
         artifact_path=None,  # pyright: ignore[reportArgumentType]  (a model with a name has no path of its own)
-        name="model",
+        model_id=made.model_id,
         flavor=onnx_flavor,
         onnx_model=onnx.load(plan.export.verified(MODEL)),
         run_id=run_id,
