@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format lock clean
+.PHONY: help demo s3 test test-all check format lock clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.installed ## the whole path on handwritten digits: about three minutes after the set-up
 	$(BIN)/proxyrob run digits
+
+s3: $(VENV)/.installed ## a real S3 server on loopback, for as long as you let it run (data below .venv/s3)
+	$(BIN)/python -m tests.s3_server $(VENV)/s3
 
 test: $(VENV)/.installed ## the tests, without those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,10 @@ import pyarrow.parquet as pq
 from proxyrob.errors import DataIntegrityError
 
 HEADER = b"proxyrob"
+
+_READING = Lock()
+"""numpy parses a file's header as Python, and CPython 3.11 counts the depth of a syntax tree for all threads together: two
+that parse at once can fail with ``SystemError: AST constructor recursion depth mismatch``."""
 
 
 @contextmanager
@@ -56,7 +61,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def read_array(path: Path, mapped: bool = False) -> np.ndarray:
     """Read a plain ``.npy``, never unpickling; ``mapped`` leaves the content on disk."""
-    return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    with _READING:
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
 
 
 def write_table(path: Path, table: pd.DataFrame, header: dict[str, Any] | None = None) -> None:

@@ -106,12 +106,18 @@ class Stage:
         assert record is not None
         return report_type.model_validate(record.report)
 
-    def finish(self, report: R, files: Iterable[str], started: float) -> R:
-        """Write the record over ``files`` (names below the folder); ``started`` is a ``time.monotonic()`` reading."""
+    def finish(self, report: R, files: Iterable[str | FileEntry], started: float) -> R:
+        """Write the record over ``files`` (names below the folder, or entries of files that were hashed already).
+
+        ``started`` is a ``time.monotonic()`` reading.
+        """
         entries = []
-        for name in files:
-            path = self.folder / name
-            entries.append(FileEntry(name=name, size_bytes=path.stat().st_size, sha256=sha256_of(path)))
+        for file in files:
+            if isinstance(file, str):
+                path = self.folder / file
+                entries.append(FileEntry(name=file, size_bytes=path.stat().st_size, sha256=sha256_of(path)))
+            else:
+                entries.append(file)
         record = StageRecord(
             format_version=FORMAT_VERSION,
             stage=self.name,
@@ -140,6 +146,10 @@ class Stage:
     @property
     def remedy(self) -> str:
         return f"delete the folder {self.folder} and run again: only this stage is computed anew"
+
+    def forget(self) -> None:
+        """Count as unfinished again: what it made elsewhere is gone."""
+        self.record_path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove scratch files that a finished stage no longer needs."""
