@@ -23,14 +23,23 @@ class Config(BaseModel):
     REVISION: ClassVar[int] = 1
     """Raised whenever the same configuration comes to mean another result, so that no old result is taken for a new one."""
 
+    PLACES: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say where something lies, not what it is: they are no part of the identity."""
+
     def dump(self) -> dict[str, Any]:
         """As JSON values."""
         return self.model_dump(mode="json")
 
     def identity(self) -> dict[str, Any]:
         """The values and the revisions of this configuration and of every part of it: what a digest is made of."""
-        parts = {name: value.identity() for name in type(self).model_fields if isinstance(value := getattr(self, name), Config)}
-        return {"revision": self.REVISION, "values": self.dump(), "parts": parts}
+        values = self.dump()
+        for name in type(self).model_fields:
+            match getattr(self, name):
+                case Config() as part:
+                    values[name] = part.identity()
+                case tuple(parts) if any(isinstance(part, Config) for part in parts):
+                    values[name] = [part.identity() for part in parts]
+        return {"revision": self.REVISION, "values": {name: value for name, value in values.items() if name not in self.PLACES}}
 
     def digest(self) -> str:
         """The sha256 of the identity."""

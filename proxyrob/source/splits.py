@@ -73,7 +73,8 @@ def write_splits(
             raise DataIntegrityError(
                 f"the {split} split has labels from {labels.min()} to {labels.max()}, but there are {len(class_names)} classes"
             )
-        content.update(stored.tobytes() + labels.tobytes())
+        for array in (stored, labels):
+            content.update(np.ascontiguousarray(array).data)  # without a copy of what is mapped from disk
         for part, array in (("images", stored), ("labels", labels)):
             names.append(f"{split}-{part}.npy")
             write_array(stage.folder / names[-1], array)
