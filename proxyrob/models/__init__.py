@@ -10,14 +10,18 @@ from proxyrob.models.classifier import (
     read_classifier,
     save_classifier,
 )
+from proxyrob.models.published import PUBLISHED, load_published, published_card
 
 __all__ = [
     "MODEL_FILES",
+    "PUBLISHED",
     "Classifier",
     "ClassifierCard",
     "build_classifier",
     "channel_statistics",
     "load_classifier",
+    "load_published",
+    "published_card",
     "read_classifier",
     "save_classifier",
 ]

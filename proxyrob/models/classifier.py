@@ -6,12 +6,25 @@ import safetensors
 import safetensors.torch
 import torch
 from jaxtyping import Float
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from proxyrob.config.models import CnnModel, ModelConfig, ResnetModel
+from proxyrob.config.models import (
+    CnnModel,
+    ModelConfig,
+    PreactResnetModel,
+    ResnetModel,
+    StandardResnetModel,
+    WideResnetModel,
+)
 from proxyrob.errors import DataIntegrityError
 from proxyrob.models.networks import Cnn, Normalise, Resnet
+from proxyrob.models.residual import (
+    DeepmindPreactResnet,
+    DeepmindWideResnet,
+    PreactResnet,
+    StandardResnet,
+    WideResnet,
+)
 from proxyrob.rng import isolated_rng
 from proxyrob.storage import Report, Stage
 from proxyrob.storage.files import write_bytes, write_json
@@ -35,20 +48,48 @@ class Classifier(nn.Module):
     def __init__(self, card: ClassifierCard) -> None:
         super().__init__()
         self.card = card
-        channels, height, width = card.image_shape
         self.normalise = Normalise(card.mean, card.std)
-        match card.model:
-            case CnnModel(widths=widths):
-                self.network: nn.Module = Cnn(channels, height, width, card.num_classes, widths)
-            case ResnetModel(widths=widths, blocks_per_stage=blocks):
-                self.network = Resnet(channels, card.num_classes, widths, blocks)
+        self.network = _build_network(card)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         return self.network(self.normalise(images))
 
 
+def _build_network(card: ClassifierCard) -> nn.Module:
+    channels, height, width = card.image_shape
+    classes = card.num_classes
+    match card.model:
+        case CnnModel(widths=widths):
+            return Cnn(channels, height, width, classes, widths)
+        case ResnetModel(widths=widths, blocks_per_stage=blocks):
+            return Resnet(channels, classes, widths, blocks)
+        case StandardResnetModel(depth=depth, base_channels=base, activation=activation):
+            _require_size(card, halvings=3)
+            return StandardResnet(channels, classes, depth, base, activation)
+        case PreactResnetModel(depth=depth, base_channels=base, activation=activation, variant=variant):
+            _require_size(card, halvings=3)
+            preact = {"standard": PreactResnet, "deepmind": DeepmindPreactResnet}[variant]
+            return preact(channels, classes, depth, base, activation)
+        case WideResnetModel(depth=depth, width=factor, activation=activation, variant=variant):
+            _require_size(card, halvings=2)
+            wide = {"standard": WideResnet, "deepmind": DeepmindWideResnet}[variant]
+            return wide(channels, classes, depth, factor, activation)
+
+
+def _require_size(card: ClassifierCard, halvings: int) -> None:
+    smallest, (_, height, width) = 2**halvings, card.image_shape
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"{card.model.kind} halves images {halvings} times: expected at least {smallest}×{smallest} pixels, got "
+            f"{height}×{width}; use kind resnet or cnn, whose widths say how often they halve"
+        )
+
+
 def build_classifier(card: ClassifierCard, seed: int) -> Classifier:
-    """A classifier with fresh weights; ``seed`` alone decides them."""
+    """A classifier with fresh weights; ``seed`` alone decides them.
+
+    Raises ``ValueError`` when the card's images are too small for its network.
+    """
     with isolated_rng(seed):
         return Classifier(card)
 
@@ -77,7 +118,7 @@ def read_classifier(weights: Path, card_file: Path) -> Classifier:
     try:
         classifier = Classifier(ClassifierCard.model_validate_json(card_file.read_bytes()))
         classifier.load_state_dict(safetensors.torch.load_file(weights))
-    except (ValidationError, RuntimeError, safetensors.SafetensorError) as error:
+    except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise DataIntegrityError(f"{weights} does not hold the network that {card_file} describes: {error}") from error
     return classifier
 

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from proxyrob.config.models import Activation
+
 
 class Normalise(nn.Module):
     """Subtract a mean and divide by a standard deviation, per channel.
@@ -23,6 +25,15 @@ class Normalise(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return (images - self.mean) / self.std
+
+
+def activation_layer(activation: Activation) -> nn.Module:
+    """The layer of that name."""
+    match activation:
+        case "relu":
+            return nn.ReLU(inplace=True)
+        case "silu":
+            return nn.SiLU()
 
 
 class Cnn(nn.Module):
@@ -45,7 +56,7 @@ class Cnn(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions with batch normalisation and a shortcut (He et al. 2016)."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int, activation: Activation = "relu") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels_out)
@@ -56,10 +67,11 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
             )
+        self.activation = activation_layer(activation)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
-        y = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        y = self.activation(self.bn1(self.conv1(x)))
+        return self.activation(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 class Resnet(nn.Module):
