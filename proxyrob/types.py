@@ -34,9 +34,13 @@ class ImageBatch:
         return len(self.labels)
 
 
-def as_images(stored: UInt8[np.ndarray, "n h w c"]) -> Float[Tensor, "n c h w"]:
-    """Stored uint8 NHWC images as float32 NCHW in [0,1]."""
-    return torch.from_numpy(np.array(stored.transpose(0, 3, 1, 2), order="C")).float().div_(255.0)
+def as_images(stored: UInt8[np.ndarray, "n h w c"], device: torch.device | str = "cpu") -> Float[Tensor, "n c h w"]:
+    """Stored uint8 NHWC images as float32 NCHW in [0,1] on ``device``; it is the bytes that travel there."""
+    levels = torch.from_numpy(stored if stored.flags.writeable and stored.flags.forc else np.array(stored))
+    if torch.device(device).type == "cuda":
+        levels = levels.pin_memory().to(device, non_blocking=True)
+    planes = levels.permute(0, 3, 1, 2).contiguous()  # while they are bytes: a quarter of what they are afterwards
+    return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
 
 
 def as_stored(images: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n h w c"]:

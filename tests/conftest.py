@@ -2,7 +2,7 @@
 
 # ruff: noqa: E402  (the hook has to be installed before the library is imported)
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -19,10 +19,12 @@ from proxyrob.certify import certify_classifier
 from proxyrob.config import CnnModel, JitterProxy, NaturalObjective, ResnetModel, RobustTrainConfig, SamplingConfig
 from proxyrob.evaluate import evaluate_classifier
 from proxyrob.label import label_shards
+from proxyrob.mix import SyntheticSet
 from proxyrob.proxy import sample_proxy
 from proxyrob.source import Split, prepare_digits
-from proxyrob.storage import Stage
+from proxyrob.storage import DataPlace, Stage
 from proxyrob.train import train_classifier
+from tests.s3_server import S3Server, why_not
 from tests.toys import (
     SMALL_CERTIFY,
     SMALL_DIGITS,
@@ -115,8 +117,15 @@ def samples(shared_folder: Path, digits: Stage) -> Stage:
 def labels(shared_folder: Path, digits: Stage, samples: Stage, toy_classifier: Stage, other_classifier: Stage) -> Stage:
     """Finished labels of ``samples``."""
     stage = stage_in(shared_folder, "labels")
-    label_shards(0.9, source=digits, samples=samples, first=toy_classifier, second=other_classifier, stage=stage)
+    images = DataPlace.of(samples.folder)
+    label_shards(0.9, source=digits, images=images, first=toy_classifier, second=other_classifier, stage=stage)
     return stage
+
+
+@pytest.fixture
+def synthetic(samples: Stage, labels: Stage) -> SyntheticSet:
+    """``samples`` and ``labels``, as training takes them."""
+    return SyntheticSet(DataPlace.of(samples.folder), DataPlace.of(labels.folder))
 
 
 @pytest.fixture(scope="session")
@@ -146,5 +155,16 @@ def _train_toy(folder: Path, digits: Stage, model: CnnModel | ResnetModel) -> St
         learning_rate=1e-2,
         ema_decay=0.9,
     )
-    train_classifier(model, config, source=digits, synthetic=None, threat=None, seed=0, stage=stage)
+    train_classifier(model, config, source=digits, synthetic=(), threat=None, seed=0, stage=stage)
     return stage
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server."""
+    folder = tmp_path_factory.mktemp("s3")
+    reason = why_not(folder)
+    if reason is not None:
+        pytest.skip(reason)
+    with S3Server(folder) as server:
+        yield server

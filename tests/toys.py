@@ -5,13 +5,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from proxyrob.config import CertifyConfig, DigitsSource, EvaluateConfig
 from proxyrob.config.base import digest_of
-from proxyrob.source import Split
-from proxyrob.storage import Stage
+from proxyrob.label.rule import AGREE, UNSURE
+from proxyrob.mix import SyntheticSet
+from proxyrob.shards import (
+    ShardManifest,
+    describe_shards,
+    read_manifest,
+    shard_name,
+    write_manifest,
+    write_shard,
+    write_side_index,
+    write_side_table,
+)
+from proxyrob.source import SourceReport, Split
+from proxyrob.source.splits import SplitName, write_splits
+from proxyrob.storage import DataPlace, Stage
 from proxyrob.threat import parse_threat
 
 SMALL_DIGITS = DigitsSource(num_train=60, num_validation=30, num_test=60)
@@ -19,6 +34,8 @@ SMALL_THREAT = parse_threat("linf:0.2")
 SMALL_EVALUATE = EvaluateConfig(pgd_steps=5, batch_size=16)
 SMALL_CERTIFY = CertifyConfig(num_images=25, n0=20, n=200, alpha=0.01, radii=(0.0, 0.25), batch_size=64)
 SMALL_SIGMA = 0.25
+REAL_ONLY = ("proxy=null", "train.synthetic_fraction=0", "train.gamma=1", "smooth.synthetic_fraction=0", "smooth.gamma=1")
+"""Changes to a configuration that leave real images alone."""
 
 
 class StopHereError(Exception):
@@ -57,21 +74,85 @@ def stage_in(folder: Path, name: str, **configuration: Any) -> Stage:
 
 
 def damage(path: Path) -> None:
-    """Flip the last byte of a file, also of a read-only one."""
+    """Flip the last byte of a file, also of a read-only one.
+
+    The damaged file is another inode: one that is written and damaged within a tick of the clock would else look unchanged.
+    """
     content = path.read_bytes()
-    path.chmod(0o644)
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
+    other = path.with_name(f"{path.name}.damaged")
+    other.write_bytes(content[:-1] + bytes([content[-1] ^ 0xFF]))
+    other.replace(path)
 
 
 def files_below(folder: Path) -> set[str]:
-    """Every file below a folder, hidden ones too."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """Every file below a folder, hidden ones too, but for the hashes that are kept beside files of a data set."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)) for path in files if not (path.name.startswith(".") and path.suffix == ".sha256")}
 
 
 def tiny_split(count: int = 30, *, classes: int = 10, shape: tuple[int, int, int] = (4, 4, 1), seed: int = 0) -> Split:
     """Random images (h, w, c), the classes in turn."""
     stored = np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
     return Split(stored, np.arange(count, dtype=np.int64) % classes)
+
+
+def write_source(
+    stage: Stage, split: Split, *, test: Split | None = None, class_names: tuple[str, ...] | None = None
+) -> SourceReport:
+    """A finished source whose splits are all ``split``, or whose test split is ``test``; classes are numbered without names."""
+    splits: dict[SplitName, tuple[np.ndarray, np.ndarray]] = {
+        "train": (split.stored, split.labels),
+        "validation": (split.stored, split.labels),
+        "test": (split.stored, split.labels) if test is None else (test.stored, test.labels),
+    }
+    names = class_names or tuple(str(k) for k in range(int(split.labels.max()) + 1))
+    return write_splits(stage, splits, class_names=names)
+
+
+def cut_shards(count: int, shard_size: int) -> list[tuple[str, int, int]]:
+    """Name, first image and number of images of each shard of a set."""
+    return [(shard_name(k), first, min(shard_size, count - first)) for k, first in enumerate(range(0, count, shard_size))]
+
+
+def write_images(place: DataPlace, images: UInt8[np.ndarray, "n h w c"], *, shard_size: int = 5) -> ShardManifest:
+    """A set of images, in shards."""
+    shards = cut_shards(len(images), shard_size)
+    for name, first, number in shards:
+        write_shard(place, name, images[first : first + number])
+    shape = images.shape[1:]
+    about: dict[str, Any] = {"generator": "generator", "source_sha256": "source", "sampler": {"kind": "toy"}, "seed": 3}
+    manifest = describe_shards(place, shards=shards, image_shape=(shape[0], shape[1], shape[2]), **about)
+    write_manifest(place, manifest)
+    return manifest
+
+
+def write_set(
+    folder: Path,
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: np.ndarray,
+    *,
+    kept: np.ndarray | None = None,
+    columns: dict[str, np.ndarray] | None = None,
+    shard_size: int = 5,
+    num_classes: int = 10,
+    weight: float = 1.0,
+    name: str = "synthetic",
+) -> SyntheticSet:
+    """A labelled set of images in ``folder``; ``columns`` are more columns of its side tables."""
+    place = DataPlace.of(folder)
+    manifest, beside = write_images(place, images, shard_size=shard_size), place.below("labels/toy")
+    keeps = np.ones(len(images), bool) if kept is None else kept
+    table = pd.DataFrame({"id": np.arange(len(images)), "label": labels, "kept": keeps, **(columns or {})})
+    table["reason"] = np.where(keeps, AGREE, UNSURE)
+    for shard in manifest.shards:
+        write_side_table(beside, shard.name, table.iloc[shard.first_id : shard.first_id + shard.num_images])
+    write_side_index(beside, manifest, {"rule": "toy"}, [str(k) for k in range(num_classes)])
+    return SyntheticSet(place, beside, weight, name)
+
+
+def read_images(place: DataPlace) -> UInt8[np.ndarray, "n h w c"]:
+    """All images of a set of plain files, read without the library's reader."""
+    return np.concatenate([np.load(Path(place.uri) / shard.key) for shard in read_manifest(place).shards])
 
 
 class Linear(nn.Module):

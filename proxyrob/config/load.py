@@ -112,20 +112,38 @@ def _read(name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
             f"{name}: expected keys and values, got {type(tree).__name__}"
         )
     base = tree.pop("extends", None)
-    return tree if base is None else _merge(_validate(_read(str(base), (*chain, name))).dump(), tree)
+    if base is None:
+        return tree
+    extended = str(base)
+    if extended.endswith((".yaml", ".yml")):
+        extended = str(Path(name).parent / extended)  # a file names its neighbours, wherever the program is started
+    return _merge(_validate(_read(extended, (*chain, name))).dump(), tree)
 
 
 def _merge(base: Any, change: Any) -> Any:
-    """``change`` over ``base``, key by key; another ``kind`` takes over only the keys that it knows itself."""
+    """``change`` over ``base``, key by key.
+
+    Another ``kind`` takes over the keys that it knows itself and that were set to something else than their default: each
+    loss keeps the defaults of its own field.
+    """
     if not (isinstance(base, dict) and isinstance(change, dict)):
         return change
     if "kind" in change and change["kind"] != base.get("kind"):
-        known = _KINDS.get(str(change["kind"]))
-        base = {key: value for key, value in base.items() if known is None or key in known.model_fields}
+        known, former = _KINDS.get(str(change["kind"])), _KINDS.get(str(base.get("kind")))
+        base = {
+            key: value
+            for key, value in base.items()
+            if known is None or (key in known.model_fields and not (former and _is_default(former, key, value)))
+        }
     merged = dict(base)
     for key, value in change.items():
         merged[key] = _merge(base.get(key), value)
     return merged
+
+
+def _is_default(model: type[BaseModel], key: str, value: Any) -> bool:
+    field = model.model_fields.get(key)
+    return field is not None and not field.is_required() and field.default == value
 
 
 def _apply(tree: dict[str, Any], change: str) -> None:
@@ -148,7 +166,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if get_origin(annotation) in (Annotated, Union, UnionType):
+    if get_origin(annotation) in (Annotated, Union, UnionType, tuple):
         return [model for part in get_args(annotation) for model in _models_in(part)]
     return []
 

@@ -1,5 +1,6 @@
 """The whole tree: one configuration for the path from real images to a registered model."""
 
+import math
 from statistics import NormalDist
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from proxyrob.config.evaluate import CertifyConfig, EvaluateConfig, GateConfig
 from proxyrob.config.label import LabelConfig
 from proxyrob.config.models import CnnModel, ModelConfig
 from proxyrob.config.proxy import ProxyConfig, SamplingConfig
-from proxyrob.config.source import DigitsSource
+from proxyrob.config.source import SourceConfig
 from proxyrob.config.train import RobustTrainConfig, SmoothTrainConfig
 
 
@@ -20,7 +21,7 @@ class PipelineConfig(Config):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="preset and MLflow experiment")]
     seed: Annotated[int, Field(ge=0, description="root of every random stream")] = 0
     threat: ThreatField
-    source: DigitsSource
+    source: SourceConfig
     proxy: ProxyConfig | None = None
     sampling: SamplingConfig = SamplingConfig()
     label: LabelConfig = LabelConfig()
@@ -41,12 +42,17 @@ class PipelineConfig(Config):
                 )
             if self.proxy is not None and part.synthetic_fraction == 0:
                 raise ValueError(f"{name}.synthetic_fraction is 0, so the proxy would be sampled in vain; set proxy=null")
-        if self.certify.num_images > self.source.num_test:
+        num_test = self.source.known_test
+        if num_test is not None and self.certify.num_images > num_test:
             raise ValueError(
-                f"certify.num_images is {self.certify.num_images}, more than the {self.source.num_test} images of the test "
-                "split"
+                f"certify.num_images is {self.certify.num_images}, more than the {num_test} images of the test split"
             )
         cap = largest_radius(self.smooth.objective.sigma, self.certify.n, self.certify.alpha)
+        if cap == 0.0:
+            raise ValueError(
+                f"certify.n is {self.certify.n}: with alpha {self.certify.alpha} so few samples certify nothing, even if all "
+                f"agree; expected at least {math.floor(math.log(self.certify.alpha) / math.log(0.5)) + 1}"
+            )
         if self.certify.radii[-1] > cap:
             raise ValueError(
                 f"certify.radii asks for {self.certify.radii[-1]}, but with sigma {self.smooth.objective.sigma}, "

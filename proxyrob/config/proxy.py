@@ -1,6 +1,6 @@
 """Where synthetic images come from."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,7 +30,48 @@ class JitterProxy(Config):
     sigma: Annotated[float, Field(gt=0.0, le=1.0, description="standard deviation in pixel units of [0,1]")] = 0.1
 
 
-ProxyConfig = Annotated[DiffusionProxy | JitterProxy, Field(discriminator="kind")]
+class PublishedProxy(Config):
+    """A set of images that was imported (``proxyrob import``), such as samples that others have published."""
+
+    PLACES: ClassVar[frozenset[str]] = frozenset({"name"})
+
+    kind: Literal["published"] = "published"
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="the name it was imported under")]
+    labels: Annotated[
+        Literal["given", "labelers"], Field(description="the labels it came with, or the votes of our labelers")
+    ] = "given"
+    sha256: Annotated[
+        str | None,
+        Field(pattern=r"^[0-9a-f]{64}$", description="identity of its images; filled in from the set when it is not given"),
+    ] = None
+    num_images: Annotated[int | None, Field(gt=0, description="filled in from the set when it is not given")] = None
+
+
+SingleProxy = Annotated[DiffusionProxy | JitterProxy | PublishedProxy, Field(discriminator="kind")]
+
+
+class WeightedProxy(Config):
+    """One of several proxies."""
+
+    weight: Annotated[Positive, Field(description="how much of the synthetic part of a batch is drawn from it")] = 1.0
+    proxy: SingleProxy
+
+
+class MixtureProxy(Config):
+    """Several proxies at once."""
+
+    kind: Literal["mixture"] = "mixture"
+    parts: Annotated[tuple[WeightedProxy, ...], Field(min_length=2)]
+
+
+ProxyConfig = Annotated[DiffusionProxy | JitterProxy | PublishedProxy | MixtureProxy, Field(discriminator="kind")]
+
+
+def weighted_parts(proxy: ProxyConfig | None) -> tuple[WeightedProxy, ...]:
+    """The proxies there are, with their weights."""
+    if proxy is None:
+        return ()
+    return proxy.parts if isinstance(proxy, MixtureProxy) else (WeightedProxy(proxy=proxy),)
 
 
 class SamplingConfig(Config):

@@ -1,15 +1,11 @@
 """Grids of images and curves, as PNG files."""
 
 from pathlib import Path
-
-import matplotlib as mpl
-
-mpl.use("Agg")
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int64, UInt8
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -30,13 +26,39 @@ def draw_real_and_synthetic(
     per_class: int = 10,
 ) -> None:
     """Real images on the left, synthetic ones on the right, a row for each class, the first of each."""
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 0.5 * len(class_names) + 0.9))
+    figure = Figure(figsize=(10.5, 0.5 * len(class_names) + 0.9))
+    axes = figure.subplots(1, 2)
     for axis, (images, labels), title in zip(axes, (real, synthetic), ("real training images", synthetic_name), strict=True):
         rows = [_row(images[labels == k][:per_class], per_class, images.shape[1:]) for k in range(len(class_names))]
         _show(axis, np.concatenate(rows))
         axis.set_title(title, fontsize=11, color=INK)
         height = images.shape[1] + 1
         axis.set_yticks([height * (k + 0.5) for k in range(len(class_names))], class_names, fontsize=9, color=INK)
+    _save(figure, path)
+
+
+def draw_contact_sheet(
+    path: Path,
+    images: UInt8[np.ndarray, "n h w c"],
+    labels: Int64[np.ndarray, " n"] | None,
+    class_names: tuple[str, ...],
+    *,
+    title: str,
+    columns: int = 16,
+) -> None:
+    """Images of a set: a row for each class, the first of each, or without labels as they come."""
+    if labels is None:
+        rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+        names = ["" for _ in rows]
+    else:
+        rows = [images[labels == k][:columns] for k in range(len(class_names))]
+        names = list(class_names)
+    figure = Figure(figsize=(10.5, 0.62 * len(rows) + 0.7))
+    axis = figure.subplots()
+    _show(axis, np.concatenate([_row(row, columns, images.shape[1:]) for row in rows]))
+    axis.set_title(title, fontsize=11, color=INK)
+    height = images.shape[1] + 1
+    axis.set_yticks([height * (k + 0.5) for k in range(len(rows))], names, fontsize=9, color=INK)
     _save(figure, path)
 
 
@@ -47,35 +69,42 @@ def draw_dropped(
     class_names: tuple[str, ...],
     *,
     num_images: int,
+    num_dropped: int,
     most: int = 40,
 ) -> None:
     """Images that the filter dropped, with both labelers' votes, or a sentence where it dropped none.
 
-    ``table`` has a row for each of ``images``; ``num_images`` is how many were voted on.
+    ``table`` has a row for each of ``images``; ``num_dropped`` of ``num_images`` were dropped in all.
     """
     count = min(len(images), most)
     columns, lines = 10, max(1, -(-count // 10))
-    figure, axes = plt.subplots(lines, columns, figsize=(10.5, 1.35 * lines + 0.6), squeeze=False)
+    figure = Figure(figsize=(10.5, 1.35 * lines + 0.6))
+    axes = figure.subplots(lines, columns, squeeze=False)
     for position, axis in enumerate(axes.flat):
         axis.axis("off")
         if position < count:
-            row = table.iloc[position]
+            row = {str(name): value for name, value in table.iloc[position].items()}
             _show(axis, images[position])
-            first, second = (
-                f"{class_names[int(row[f'{n}_class'])]} {100 * row[f'{n}_confidence']:.0f} %" for n in ("first", "second")
-            )
-            axis.set_title(f"{first}\n{second}", fontsize=7, color=INK)
+            axis.set_title(_why_dropped(row, class_names), fontsize=7, color=INK)
     figure.suptitle(
-        f"{len(images)} of {num_images} synthetic images dropped: the labelers disagree and both are unsure",
+        f"{num_dropped} of {num_images} synthetic images dropped" + (": some of them" if num_dropped > count else ""),
         fontsize=11,
         color=INK,
     )
     _save(figure, path)
 
 
+def _why_dropped(row: dict[str, Any], class_names: tuple[str, ...]) -> str:
+    if row["near_test"] >= 0:
+        return f"copy of\ntest image {row['near_test']}"
+    votes = (f"{class_names[int(row[f'{n}_class'])]} {100 * row[f'{n}_confidence']:.0f} %" for n in ("first", "second"))
+    return "\n".join(votes)
+
+
 def draw_certified_curves(path: Path, tables: dict[str, pd.DataFrame], *, sigma: float, n: int) -> None:
     """Certified accuracy against L2 radius, one curve for each table of certificates."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.2))
+    figure = Figure(figsize=(6.4, 4.2))
+    axis = figure.subplots()
     most = max(float(table.radius_l2.max()) for table in tables.values()) or sigma  # sigma: where everything abstained
     for name, table in tables.items():
         right = (table.prediction == table.label).fillna(False).to_numpy(dtype=bool)
@@ -100,7 +129,8 @@ def draw_certified_curves(path: Path, tables: dict[str, pd.DataFrame], *, sigma:
 
 def draw_training_curves(path: Path, histories: dict[str, pd.DataFrame]) -> None:
     """Loss and accuracy on the perturbed batches of training, one curve for each model."""
-    figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.6))
+    figure = Figure(figsize=(10.5, 3.6))
+    axes = figure.subplots(1, 2)
     for name, history in histories.items():
         colour = COLOURS.get(name, FALLBACK_COLOUR)
         axes[0].plot(history.step, history.loss, label=name, color=colour, linewidth=1.2)
@@ -134,4 +164,3 @@ def _save(figure: Figure, path: Path) -> None:
     figure.tight_layout()
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130)
-    plt.close(figure)

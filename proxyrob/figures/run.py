@@ -7,8 +7,8 @@ import pandas as pd
 
 from proxyrob.certify import read_certificates
 from proxyrob.figures.pictures import draw_certified_curves, draw_dropped, draw_real_and_synthetic, draw_training_curves
-from proxyrob.label import read_labels
-from proxyrob.shards import read_manifest, read_shard
+from proxyrob.mix import SyntheticSet
+from proxyrob.shards import read_manifest, read_shard, read_side_index, read_side_table
 from proxyrob.source import read_split, source_report
 from proxyrob.storage import Report, Stage
 from proxyrob.train import read_history
@@ -18,6 +18,7 @@ REAL_AND_SYNTHETIC = "real-and-synthetic.png"
 DROPPED = "dropped.png"
 CERTIFIED = "certified-accuracy.png"
 CURVES = "training-curves.png"
+DROPPED_LOOKED_AT = 1000
 
 
 class PicturesReport(Report):
@@ -30,7 +31,7 @@ def draw_run(
     synthetic_name: str,
     *,
     source: Stage,
-    synthetic: tuple[Stage, Stage] | None,
+    synthetic: SyntheticSet | None,
     trainings: dict[str, Stage],
     certifications: dict[str, Stage],
     stage: Stage,
@@ -55,34 +56,38 @@ def draw_run(
     return stage.finish(PicturesReport(names=tuple(names)), names, started)
 
 
-def _draw_synthetic(synthetic_name: str, source: Stage, synthetic: tuple[Stage, Stage], stage: Stage) -> list[str]:
-    samples, labels = synthetic
-    manifest = read_manifest(samples.folder)
-    table = read_labels(samples, labels)
+def _draw_synthetic(synthetic_name: str, source: Stage, synthetic: SyntheticSet, stage: Stage) -> list[str]:
+    """Kept images of the first shard, and dropped ones from the first shards that have some."""
+    manifest = read_manifest(synthetic.images)
+    index = read_side_index(synthetic.labels, manifest)
     class_names = source_report(source).class_names
     real = read_split(source, "train")
-    first = manifest.shards[0]
-    images = read_shard(samples.folder, first, manifest.image_shape)
-    kept = table.kept.to_numpy()[: first.num_images]
+    kept: tuple[np.ndarray, np.ndarray] | None = None
+    dropped, rows = [], []
+    for shard, entry in zip(manifest.shards, index.tables, strict=True):
+        if kept is not None and (sum(len(part) for part in rows) >= DROPPED_LOOKED_AT or not sum(entry.dropped_per_class)):
+            continue
+        images = read_shard(synthetic.images, shard, manifest.image_shape, mapped=True)
+        table = read_side_table(synthetic.labels, entry)
+        chosen = table.kept.to_numpy()
+        if kept is None:
+            kept = images[chosen], table.label.to_numpy()[chosen]
+        dropped.append(images[~chosen])
+        rows.append(table[~chosen])
+    assert kept is not None  # a set has at least one shard
     draw_real_and_synthetic(
         stage.folder / REAL_AND_SYNTHETIC,
         (real.stored, real.labels),
-        (images[kept], table.label.to_numpy()[: first.num_images][kept]),
+        kept,
         class_names,
         synthetic_name=synthetic_name,
     )
-    dropped, rows = [], []
-    for shard in manifest.shards:
-        part: pd.DataFrame = table.iloc[shard.first_id : shard.first_id + shard.num_images]
-        chosen = ~part.kept.to_numpy()
-        if chosen.any():
-            dropped.append(read_shard(samples.folder, shard, manifest.image_shape)[chosen])
-            rows.append(part[chosen])
     draw_dropped(
         stage.folder / DROPPED,
-        np.concatenate(dropped) if dropped else images[:0],
-        pd.concat(rows) if rows else table.iloc[:0],
+        np.concatenate(dropped),
+        pd.concat(rows),
         class_names,
-        num_images=len(table),
+        num_images=manifest.num_images,
+        num_dropped=sum(index.dropped_per_class),
     )
     return [REAL_AND_SYNTHETIC, DROPPED]

@@ -1,6 +1,17 @@
-"""Labels for synthetic images, and the filter that drops doubtful ones."""
+"""Labels for synthetic images, and the filters that drop doubtful ones and copies of test images."""
 
-from proxyrob.label.labeling import LabelReport, label_shards, read_labels
+from proxyrob.label.labeling import LabelReport, adopt_labels, label_shards, read_labels, suspicious_shards
+from proxyrob.label.leaks import LeakFinder, LeakReport, find_leaks
 from proxyrob.label.rule import apply_rule
 
-__all__ = ["LabelReport", "apply_rule", "label_shards", "read_labels"]
+__all__ = [
+    "LabelReport",
+    "LeakFinder",
+    "LeakReport",
+    "adopt_labels",
+    "apply_rule",
+    "find_leaks",
+    "label_shards",
+    "read_labels",
+    "suspicious_shards",
+]

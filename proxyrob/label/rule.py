@@ -7,6 +7,8 @@ from jaxtyping import Float, Int64
 AGREE = "labelers agree"
 SURE = "labelers disagree, one is sure"
 UNSURE = "labelers disagree, both unsure"
+GIVEN = "given with the images"
+LEAK = "near-duplicate of a test image"
 
 
 def apply_rule(

@@ -1,6 +1,19 @@
 """Real and synthetic images together, in an order that is a pure function of seed and position."""
 
-from proxyrob.mix.batches import Mix, MixedBatch, read_synthetic, shift_images
-from proxyrob.mix.order import EpochOrder
+from proxyrob.mix.augment import cut_and_paste, shift_and_mirror
+from proxyrob.mix.batches import Augmentation, Mix, MixedBatch
+from proxyrob.mix.order import EpochOrder, WindowOrder
+from proxyrob.mix.view import SyntheticSet, SyntheticView, split_count
 
-__all__ = ["EpochOrder", "Mix", "MixedBatch", "read_synthetic", "shift_images"]
+__all__ = [
+    "Augmentation",
+    "EpochOrder",
+    "Mix",
+    "MixedBatch",
+    "SyntheticSet",
+    "SyntheticView",
+    "WindowOrder",
+    "cut_and_paste",
+    "shift_and_mirror",
+    "split_count",
+]

@@ -1,124 +1,223 @@
 """Batches of real and synthetic images together."""
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
+from proxyrob.config.subset import SubsetConfig
 from proxyrob.errors import DataIntegrityError
-from proxyrob.label import read_labels
+from proxyrob.mix.augment import cut_and_paste, draw_box, shift_and_mirror, soften
 from proxyrob.mix.order import EpochOrder
+from proxyrob.mix.view import SyntheticSet, SyntheticView, split_count
 from proxyrob.rng import Streams
-from proxyrob.shards import read_manifest, read_shard
 from proxyrob.source import Split
-from proxyrob.storage import Stage
 from proxyrob.types import ImageBatch, as_images
+
+PREFETCHED = 2
 
 
 @dataclass(frozen=True)
 class MixedBatch(ImageBatch):
-    """Real images first, then synthetic ones, with the weight of each image in the loss.
+    """Real images first, then those of each synthetic set, with the weight of each image in the loss.
 
-    ``indices`` are rows of the training split for the real part and image ids for the synthetic part.
+    ``indices`` are rows of the training split for the real part and image ids for the synthetic parts; ``parts`` names
+    them and says how many images each has. ``targets`` are the labels, or after CutMix the share of each class.
     """
 
+    targets: Int64[Tensor, " b"] | Float[Tensor, "b k"]
     weights: Float[Tensor, " b"]
-    num_real: int
+    parts: tuple[tuple[str, int], ...]
+
+    @property
+    def num_real(self) -> int:
+        return self.parts[0][1]
 
     def describe(self) -> str:
         """Which images these are, for an error text."""
-        real, synthetic = self.indices[: self.num_real], self.indices[self.num_real :]
-        return f"real images {real.tolist()}, synthetic images {synthetic.tolist()}"
+        pieces, begin = [], 0
+        for name, count in self.parts:
+            pieces.append(f"{name} images {self.indices[begin : begin + count].tolist()}")
+            begin += count
+        return ", ".join(pieces)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to every image, real or synthetic.
+
+    ``shift`` is the largest translation in pixels; ``flip`` mirrors half of the images; ``cutmix`` is the share of batches
+    whose images exchange boxes.
+    """
+
+    shift: int = 0
+    flip: bool = False
+    cutmix: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A batch as it was read."""
+
+    images: UInt8[np.ndarray, "b h w c"]
+    labels: Int64[np.ndarray, " b"]
+    indices: Int64[np.ndarray, " b"]
+    targets: Int64[np.ndarray, " b"] | Float[np.ndarray, "b k"]
 
 
 class Mix:
-    """Real and labelled synthetic images, drawn without replacement within an epoch of each."""
+    """Real and labelled synthetic images, drawn without replacement within an epoch of each.
+
+    A batch is a pure function of seed, step, rank and number of ranks: the ranks' batches of one step together are the
+    batch that one rank alone has.
+    """
 
     def __init__(
         self,
         real: Split,
-        synthetic: tuple[UInt8[np.ndarray, "n h w c"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]] | None,
+        synthetic: Sequence[SyntheticSet] = (),
         *,
         batch_size: int,
         num_synthetic: int,
         gamma: float,
-        shift: int,
+        num_classes: int,
         streams: Streams,
+        augmentation: Augmentation = Augmentation(),
+        subset: SubsetConfig | None = None,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> None:
-        """``synthetic`` is images, labels and image ids, or ``None`` for real images alone."""
-        if (synthetic is None) != (num_synthetic == 0):
+        """``batch_size`` and ``num_synthetic`` count the images of all ranks together.
+
+        Raises ``ValueError`` when the parts cannot be divided among sets or ranks or have other image sizes, and
+        ``DataIntegrityError`` when a set cannot be read.
+        """
+        if bool(synthetic) != bool(num_synthetic):
             raise ValueError(f"expected synthetic images exactly when a batch has some, got num_synthetic={num_synthetic}")
-        if synthetic is not None and synthetic[0].shape[1:] != real.stored.shape[1:]:
-            raise ValueError(f"expected synthetic images of shape {real.stored.shape[1:]}, got {synthetic[0].shape[1:]}")
-        self.real, self.synthetic = real, synthetic
-        self.num_real, self.num_synthetic = batch_size - num_synthetic, num_synthetic
-        self.gamma, self.shift, self.streams = gamma, shift, streams
-        self._real_order = EpochOrder(streams, "mix/real", len(real))
-        self._synthetic_order = EpochOrder(streams, "mix/synthetic", len(synthetic[0])) if synthetic is not None else None
+        self.real, self.streams, self.gamma, self.augmentation = real, streams, gamma, augmentation
+        self.num_classes, self.rank, self.num_ranks = num_classes, rank, num_ranks
+        self.num_real = batch_size - num_synthetic
+        self.views = [
+            SyntheticView(
+                of, streams=streams, subset=subset, path="mix/synthetic" if number == 0 else f"mix/synthetic-{number}"
+            )
+            for number, of in enumerate(synthetic)
+        ]
+        self._counts = split_count(num_synthetic, [of.weight for of in synthetic]) if synthetic else ()
+        for view in self.views:
+            if view.image_shape != real.stored.shape[1:]:
+                raise ValueError(
+                    f"expected synthetic images of shape {real.stored.shape[1:]}, as the real ones, got {view.image_shape} in "
+                    f"{view.of.images.uri}"
+                )
+            if len(view.class_names) != num_classes:
+                raise DataIntegrityError(
+                    f"{view.of.labels.uri} has labels of {len(view.class_names)} classes, the real images have {num_classes}"
+                )
+        for count in (self.num_real, *self._counts):
+            if count % num_ranks or (augmentation.cutmix and count // num_ranks % 2):
+                even = " of an even number of images" if augmentation.cutmix else ""
+                raise ValueError(
+                    f"{count} images of a batch cannot be shared by {num_ranks} process(es) in equal parts{even}; "
+                    "change train.batch_size, train.synthetic_fraction or the number of processes"
+                )
+        self._order = EpochOrder(streams, "mix/real", len(real))
+        self._reading = Lock()
 
     def batch(self, step: int, device: torch.device | str = "cpu") -> MixedBatch:
-        """The batch of a step: a pure function of the seed and the step.
+        """The batch of a step.
 
         Weights are gamma / (real images) and (1 - gamma) / (synthetic images), so that the weighted sum of losses is
-        γ·L(real) + (1-γ)·L(synthetic).
+        γ·L(real) + (1-γ)·L(synthetic); with several ranks the mean of their sums is.
 
-        Randomness: ``mix/real`` and ``mix/synthetic`` by epoch, ``mix/shift`` by step.
+        Randomness: ``mix/real`` and ``mix/synthetic`` by epoch; ``mix/shift``, ``mix/flip`` and ``mix/cutmix`` by step.
         """
-        rows = self._real_order.take(step * self.num_real, self.num_real)
-        stored, labels, indices = [self.real.stored[rows]], [self.real.labels[rows]], [rows]
-        weights = [np.full(self.num_real, self.gamma / self.num_real, np.float32)]
-        if self.synthetic is not None and self._synthetic_order is not None:
-            rows = self._synthetic_order.take(step * self.num_synthetic, self.num_synthetic)
-            for parts, array in zip((stored, labels, indices), self.synthetic, strict=True):
-                parts.append(array[rows])
-            weights.append(np.full(self.num_synthetic, (1.0 - self.gamma) / self.num_synthetic, np.float32))
-        images = as_images(np.concatenate(stored)).to(device)
-        if self.shift:
-            images = shift_images(images, self.shift, self.streams.torch("mix/shift", step=step))
+        stored = self._read(step)
+        num_real, num_synthetic = self.num_real // self.num_ranks, len(stored.labels) - self.num_real // self.num_ranks
+        weights = torch.full((len(stored.labels),), self.gamma / num_real)
+        if num_synthetic:
+            weights[num_real:] = (1.0 - self.gamma) / num_synthetic
+        labels = torch.from_numpy(stored.labels).to(device)
         return MixedBatch(
-            images=images,
-            labels=torch.from_numpy(np.concatenate(labels)).to(device),
-            indices=np.concatenate(indices),
-            weights=torch.from_numpy(np.concatenate(weights)).to(device),
-            num_real=self.num_real,
+            images=as_images(stored.images, device),
+            labels=labels,
+            indices=stored.indices,
+            targets=labels if stored.targets is stored.labels else torch.from_numpy(stored.targets).to(device),
+            weights=weights.to(device),
+            parts=(
+                ("real", num_real),
+                *((view.of.name, count // self.num_ranks) for view, count in zip(self.views, self._counts, strict=True)),
+            ),
         )
 
+    def batches(self, first: int, stop: int, device: torch.device | str = "cpu") -> Iterator[MixedBatch]:
+        """The batches of steps ``first`` to ``stop`` - 1; the next ones are made and sent to ``device`` in the background."""
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as maker:
+            coming = [maker.submit(self.batch, step, device) for step in range(first, min(first + PREFETCHED, stop))]
+            try:
+                for step in range(first, stop):
+                    if step + PREFETCHED < stop:
+                        coming.append(maker.submit(self.batch, step + PREFETCHED, device))
+                    yield coming.pop(0).result()
+            finally:
+                for future in coming:
+                    future.cancel()
 
-def read_synthetic(
-    samples: Stage, labels: Stage
-) -> tuple[UInt8[np.ndarray, "n h w c"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """The images that passed the filter, their labels and their ids; every hash is checked.
+    def close(self) -> None:
+        """Stop reading ahead."""
+        for view in self.views:
+            view.close()
 
-    Raises ``DataIntegrityError`` when a shard or side table is damaged or they do not belong together.
-    """
-    manifest = read_manifest(samples.folder)
-    table = read_labels(samples, labels)
-    if len(table) != manifest.num_images:
-        raise DataIntegrityError(
-            f"{labels.folder} has labels for {len(table)} images, {samples.folder} has {manifest.num_images} images; "
-            f"{labels.remedy}"
-        )
-    images = np.concatenate([read_shard(samples.folder, shard, manifest.image_shape) for shard in manifest.shards])
-    kept = table.kept.to_numpy()
-    return images[kept], table.label.to_numpy()[kept].astype(np.int64), table.id.to_numpy()[kept].astype(np.int64)
+    def _read(self, step: int) -> _Stored:
+        begin, share = self._share(self.num_real)
+        with self._reading:  # the orders and the open windows are those of one position: one reader at a time
+            rows = self._order.take(step * self.num_real + begin, share)
+            images, labels, indices = [self.real.stored[rows]], [self.real.labels[rows]], [rows]
+            for view, count in zip(self.views, self._counts, strict=True):
+                begin, share = self._share(count)
+                for parts, found in zip((images, labels, indices), view.take(step * count + begin, share), strict=True):
+                    parts.append(found)
+        pictures, classes = np.concatenate(images), np.concatenate(labels)
+        pictures = self._move(pictures, step)
+        targets = classes
+        if self.augmentation.cutmix:
+            generator = self.streams.numpy("mix/cutmix", step=step)
+            if generator.random() < self.augmentation.cutmix:
+                pictures, share_of_neighbour = cut_and_paste(pictures, draw_box(generator, *pictures.shape[1:3]))
+                targets = soften(classes, self.num_classes, share_of_neighbour)
+            else:
+                targets = soften(classes, self.num_classes, 0.0)
+        return _Stored(pictures, classes, np.concatenate(indices), targets)
 
+    def _share(self, count: int) -> tuple[int, int]:
+        """The first image of this rank and its number of images, of ``count`` of all ranks."""
+        share = count // self.num_ranks
+        return self.rank * share, share
 
-def shift_images(images: Float[Tensor, "b c h w"], most: int, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
-    """Move each image by up to ``most`` pixels in each direction; the border is filled with 0.
+    def _move(self, images: UInt8[np.ndarray, "b h w c"], step: int) -> UInt8[np.ndarray, "b h w c"]:
+        """Drawn for the images of all ranks, so that an image is moved alike whichever rank it is on."""
+        shift, flip = self.augmentation.shift, self.augmentation.flip
+        if not shift and not flip:
+            return images
+        mine = self._mine()
+        total = self.num_real + sum(self._counts)
+        offsets = np.full((2, total), shift)
+        if shift:
+            generator = self.streams.torch("mix/shift", step=step)
+            offsets = torch.randint(0, 2 * shift + 1, (2, total), generator=generator).numpy()
+        mirrored = self.streams.numpy("mix/flip", step=step).random(total) < 0.5 if flip else np.zeros(total, bool)
+        return shift_and_mirror(images, offsets[:, mine], mirrored[mine], shift)
 
-    Randomness: one offset per image and direction, from ``generator`` (on the CPU).
-    """
-    b, _, h, w = images.shape
-    padded = F.pad(images, (most, most, most, most))
-    offsets = torch.randint(0, 2 * most + 1, (2, b), generator=generator).to(images.device)
-    rows = offsets[0, :, None] + torch.arange(h, device=images.device)
-    columns = offsets[1, :, None] + torch.arange(w, device=images.device)
-    picture = torch.arange(b, device=images.device)
-    return (
-        padded.permute(0, 2, 3, 1)[picture[:, None, None], rows[:, :, None], columns[:, None, :]]
-        .permute(0, 3, 1, 2)
-        .contiguous()
-    )
+    def _mine(self) -> Int64[np.ndarray, " b"]:
+        """The places of this rank's images in the batch of all ranks."""
+        places, begin = [], 0
+        for count in (self.num_real, *self._counts):
+            first, share = self._share(count)
+            places.append(np.arange(begin + first, begin + first + share))
+            begin += count
+        return np.concatenate(places)

@@ -147,6 +147,11 @@ class DiffusionSampler:
         for moment in scheduler.timesteps:
             times = torch.full((len(ids),), int(moment), device=self.device)
             (state,) = scheduler.step(self.model(state, times, labels), moment, state, return_dict=False)
+        if wrong := (~state.isfinite().all(dim=1)).nonzero().flatten().tolist():
+            raise NonFiniteLoss(
+                f"the proxy's images {ids[wrong].tolist()} are not finite; fit it anew with a lower proxy.learning_rate "
+                f"(now {self.config.learning_rate})"
+            )
         return as_stored((state.view(-1, *self.shape) + 1.0) / 2.0)
 
     def _noise(self, image: int) -> Float[Tensor, " p"]:

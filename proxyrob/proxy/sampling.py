@@ -10,10 +10,17 @@ from proxyrob.config.proxy import DiffusionProxy, JitterProxy, SamplingConfig
 from proxyrob.errors import DataIntegrityError
 from proxyrob.proxy.diffusion import DiffusionSampler
 from proxyrob.proxy.jitter import JitterSampler
-from proxyrob.shards import MANIFEST, shard_name, write_manifest
+from proxyrob.shards import (
+    MANIFEST,
+    describe_shards,
+    in_workers_order,
+    read_shard,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
 from proxyrob.source import source_report
-from proxyrob.storage import Report, Stage
-from proxyrob.storage.files import read_array, write_array
+from proxyrob.storage import DataPlace, FileEntry, Report, Stage
 from proxyrob.types import OnProgress, no_progress
 
 
@@ -30,6 +37,7 @@ class SamplesReport(Report):
     num_shards: int
     image_shape: tuple[int, int, int]
     constant_images: int
+    sha256: str
 
 
 def sample_proxy(
@@ -40,44 +48,39 @@ def sample_proxy(
     proxy: Stage | None,
     seed: int,
     stage: Stage,
+    images: DataPlace | None = None,
     device: str = "cpu",
     on_progress: OnProgress = no_progress,
 ) -> SamplesReport:
-    """Sample ``config.num_images`` images into shards; a shard that is already there is left as it is.
+    """Sample ``config.num_images`` images into shards at ``images`` (without it in the stage's own folder).
 
-    ``proxy`` is the stage that fitted the generator; the jitter control has none. Raises ``DataIntegrityError`` when
-    more than one image in a hundred is constant: such a generator has collapsed.
+    A shard that is already there is left as it is. Any number of workers, on any number of machines, may call this for the
+    same place at once: each begins at another shard and takes what is not there yet, and what one writes is what all would.
+    ``proxy`` is the stage that fitted the generator; the jitter control has none. Raises ``DataIntegrityError`` when more
+    than one image in a hundred is constant: such a generator has collapsed.
     """
     if (report := stage.finished(SamplesReport)) is not None:
         return report
     started = time.monotonic()
+    place = DataPlace.of(stage.folder) if images is None else images
+    store = place.open()
     real = source_report(source)
+    channels, height, width = real.image_shape
     sampler = _sampler(config, source=source, proxy=proxy, seed=seed, device=device)
-    shards = []
-    constant = 0
-    for number, first in enumerate(range(0, config.num_images, sampling.shard_size)):
-        count = min(sampling.shard_size, config.num_images - first)
-        name = shard_name(number)
-        path = stage.folder / f"{name}.npy"
-        if not path.is_file():
+    firsts = range(0, config.num_images, sampling.shard_size)
+    shards = [(shard_name(k), first, min(sampling.shard_size, config.num_images - first)) for k, first in enumerate(firsts)]
+    done = 0
+    for name, first, count in in_workers_order(shards):
+        if store.stat(f"{name}.npy") is None:
             pieces = []
             for start in range(first, first + count, sampling.batch_size):
+                on_progress(done + start - first, config.num_images)
                 pieces.append(sampler.sample(np.arange(start, min(start + sampling.batch_size, first + count))))
-                on_progress(start, config.num_images)
-            write_array(path, np.concatenate(pieces))
-        images = read_array(path, mapped=True)
-        flat = images.reshape(len(images), -1)
-        constant += int((flat.min(axis=1) == flat.max(axis=1)).sum())
-        shards.append((name, first, count))
-        on_progress(first + count, config.num_images)
-    if constant > config.num_images // 100:
-        raise DataIntegrityError(
-            f"{constant} of {config.num_images} sampled images are constant: the generator has collapsed; "
-            "train it longer (proxy.steps) or with a lower proxy.learning_rate"
-        )
-    channels, height, width = real.image_shape
-    write_manifest(
-        stage.folder,
+            write_shard(place, name, np.concatenate(pieces))
+        done += count
+        on_progress(done, config.num_images)
+    manifest = describe_shards(
+        place,
         shards=shards,
         image_shape=(height, width, channels),
         generator=proxy.digest if proxy else stage.digest,
@@ -85,10 +88,30 @@ def sample_proxy(
         sampler=config.dump(),
         seed=seed,
     )
+    constant = sum(count_constant(read_shard(place, shard, manifest.image_shape, mapped=True)) for shard in manifest.shards)
+    if constant > config.num_images // 100:
+        raise DataIntegrityError(
+            f"{constant} of {config.num_images} sampled images are constant: the generator has collapsed; "
+            "train it longer (proxy.steps) or with a lower proxy.learning_rate"
+        )
+    write_manifest(place, manifest)
     report = SamplesReport(
-        num_images=config.num_images, num_shards=len(shards), image_shape=real.image_shape, constant_images=constant
+        num_images=config.num_images,
+        num_shards=len(shards),
+        image_shape=real.image_shape,
+        constant_images=constant,
+        sha256=manifest.sha256,
     )
-    return stage.finish(report, [MANIFEST, *(f"{name}.npy" for name, _, _ in shards)], started)
+    if not place.is_folder(stage.folder):
+        return stage.finish(report, [], started)
+    known = [FileEntry(name=shard.key, size_bytes=shard.size_bytes, sha256=shard.sha256) for shard in manifest.shards]
+    return stage.finish(report, [MANIFEST, *known], started)
+
+
+def count_constant(images: UInt8[np.ndarray, "n h w c"]) -> int:
+    """How many images are of one single value."""
+    flat = images.reshape(len(images), -1)
+    return int((flat == flat[:, :1]).all(axis=1).sum())
 
 
 def _sampler(config: DiffusionProxy | JitterProxy, *, source: Stage, proxy: Stage | None, seed: int, device: str) -> Sampler:

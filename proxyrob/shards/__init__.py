@@ -1,5 +1,62 @@
-"""Synthetic images in plain ``.npy`` shards, described by a manifest that is written last."""
+"""Synthetic images in plain ``.npy`` shards with side tables, described by files that are written last."""
 
-from proxyrob.shards.manifest import MANIFEST, ShardEntry, ShardManifest, read_manifest, read_shard, shard_name, write_manifest
+from proxyrob.shards.inspect import FileFinding, FoundSet, VerifyReport, at, count_reasons, find_sets, is_complete, verify_set
+from proxyrob.shards.manifest import (
+    MANIFEST,
+    ShardEntry,
+    ShardManifest,
+    describe_shards,
+    in_workers_order,
+    read_manifest,
+    read_shard,
+    shard_file,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
+from proxyrob.shards.side import (
+    GIVEN_LABELS,
+    INDEX,
+    SideEntry,
+    SideIndex,
+    describe_tables,
+    has_side_table,
+    read_side_index,
+    read_side_table,
+    store_index,
+    write_side_index,
+    write_side_table,
+)
 
-__all__ = ["MANIFEST", "ShardEntry", "ShardManifest", "read_manifest", "read_shard", "shard_name", "write_manifest"]
+__all__ = [
+    "GIVEN_LABELS",
+    "INDEX",
+    "MANIFEST",
+    "FileFinding",
+    "FoundSet",
+    "ShardEntry",
+    "ShardManifest",
+    "SideEntry",
+    "SideIndex",
+    "VerifyReport",
+    "at",
+    "count_reasons",
+    "describe_shards",
+    "describe_tables",
+    "find_sets",
+    "has_side_table",
+    "in_workers_order",
+    "is_complete",
+    "read_manifest",
+    "read_shard",
+    "read_side_index",
+    "read_side_table",
+    "shard_file",
+    "shard_name",
+    "store_index",
+    "verify_set",
+    "write_manifest",
+    "write_shard",
+    "write_side_index",
+    "write_side_table",
+]

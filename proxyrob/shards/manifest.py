@@ -1,19 +1,27 @@
 """The shard format: ``shard-000000.npy`` (uint8 NHWC) and ``manifest.json``."""
 
+import hashlib
+import io
 import json
+import os
+import socket
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from pydantic import ValidationError
 
 from proxyrob.errors import DataIntegrityError
-from proxyrob.storage import Report
-from proxyrob.storage.files import read_array, sha256_of, verify_file, write_json
+from proxyrob.storage import DataPlace, Report
+from proxyrob.storage.files import read_array
+from proxyrob.storage.verified import hash_once, remember_hash
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+
+T = TypeVar("T")
 
 
 class ShardEntry(Report):
@@ -24,6 +32,11 @@ class ShardEntry(Report):
     first_id: int
     size_bytes: int
     sha256: str
+
+    @property
+    def key(self) -> str:
+        """The shard's file."""
+        return f"{self.name}.npy"
 
 
 class ShardManifest(Report):
@@ -41,14 +54,45 @@ class ShardManifest(Report):
     def num_images(self) -> int:
         return sum(shard.num_images for shard in self.shards)
 
+    def content(self) -> bytes:
+        """The file."""
+        return (json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n").encode()
+
+    @property
+    def sha256(self) -> str:
+        """Identifies the set: every image's bytes, in order."""
+        return hashlib.sha256(self.content()).hexdigest()
+
 
 def shard_name(number: int) -> str:
     """``shard-000042``, without an ending."""
     return f"shard-{number:06d}"
 
 
-def write_manifest(
-    folder: Path,
+def in_workers_order(shards: Sequence[T]) -> list[T]:
+    """The shards from one on that differs between workers, then those before it.
+
+    So that several workers share the work rather than repeat it; where each begins decides no content.
+    """
+    worker = hashlib.sha256(f"{socket.gethostname()} {os.getpid()}".encode()).digest()
+    begin = int.from_bytes(worker[:4], "big") % len(shards)
+    return [*shards[begin:], *shards[:begin]]
+
+
+def write_shard(place: DataPlace, name: str, images: UInt8[np.ndarray, "n h w c"]) -> bool:
+    """Store one shard, whole; ``False`` when another writer's is there already, which is the same by definition."""
+    content = io.BytesIO()
+    np.save(content, images, allow_pickle=False)
+    store, key = place.open(), f"{name}.npy"
+    written = store.write(key, content.getbuffer().tobytes())
+    path = store.local_path(key)
+    if written and path is not None:
+        remember_hash(path, hashlib.sha256(content.getbuffer()).hexdigest())
+    return written
+
+
+def describe_shards(
+    place: DataPlace,
     *,
     shards: list[tuple[str, int, int]],
     image_shape: tuple[int, int, int],
@@ -57,19 +101,27 @@ def write_manifest(
     sampler: dict[str, Any],
     seed: int,
 ) -> ShardManifest:
-    """Hash every shard of ``shards`` (name, first id, number of images) and write the manifest.
+    """The manifest of ``shards`` (name, first id, number of images), with the hash of each. Nothing is written.
 
-    ``image_shape`` is (h, w, c); ``generator`` the digest of what sampled the images.
+    ``image_shape`` is (h, w, c); ``generator`` the digest of what sampled the images. Raises ``DataIntegrityError`` when
+    a shard is missing.
     """
+    store = place.open()
     entries = []
     for name, first_id, num_images in shards:
-        path = folder / f"{name}.npy"
-        entries.append(
-            ShardEntry(
-                name=name, num_images=num_images, first_id=first_id, size_bytes=path.stat().st_size, sha256=sha256_of(path)
+        found = store.stat(f"{name}.npy")
+        if found is None:
+            raise DataIntegrityError(f"{place.uri}/{name}.npy is missing; run again: only this shard is made anew")
+        path = store.local_path(found.key)
+        sha256 = hash_once(path) if path is not None else found.sha256
+        if sha256 is None:
+            raise DataIntegrityError(
+                f"{place.uri}/{name}.npy was not written by this program: it carries no hash; delete it and run again"
             )
+        entries.append(
+            ShardEntry(name=name, num_images=num_images, first_id=first_id, size_bytes=found.size_bytes, sha256=sha256)
         )
-    manifest = ShardManifest(
+    return ShardManifest(
         version=MANIFEST_VERSION,
         image_shape=image_shape,
         generator=generator,
@@ -78,20 +130,33 @@ def write_manifest(
         seed=seed,
         shards=tuple(entries),
     )
-    write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
-    return manifest
 
 
-def read_manifest(folder: Path) -> ShardManifest:
+def write_manifest(place: DataPlace, manifest: ShardManifest) -> None:
+    """Write the file that says that all shards are there: the last one.
+
+    Raises ``DataIntegrityError`` when the place holds the manifest of another set already.
+    """
+    if not place.open().write(MANIFEST, manifest.content()) and read_manifest(place) != manifest:
+        raise DataIntegrityError(
+            f"{place.uri}/{MANIFEST} describes another set than the shards beside it; move it away, or use another place"
+        )
+
+
+def read_manifest(place: DataPlace) -> ShardManifest:
     """Read a manifest.
 
     Raises ``DataIntegrityError`` when there is none, it is of a newer version or cannot be read.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise DataIntegrityError(f"{folder} holds no finished set of images ({MANIFEST} is missing); sample it again")
+    path = f"{place.uri}/{MANIFEST}"
     try:
-        content = json.loads(path.read_bytes())
+        raw = place.open().read(MANIFEST)
+    except FileNotFoundError as error:
+        raise DataIntegrityError(
+            f"{place.uri} holds no finished set of images ({MANIFEST} is missing); make it again"
+        ) from error
+    try:
+        content = json.loads(raw)
         version = content["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataIntegrityError(f"{path} cannot be read as a manifest of version {MANIFEST_VERSION}: {error}") from error
@@ -106,15 +171,25 @@ def read_manifest(folder: Path) -> ShardManifest:
     return manifest
 
 
-def read_shard(folder: Path, entry: ShardEntry, image_shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n h w c"]:
-    """One shard's images, its hash, type and shape checked.
+def shard_file(place: DataPlace, entry: ShardEntry) -> Path:
+    """A local file with the shard's content, its hash checked.
 
     Raises ``DataIntegrityError`` naming the shard and its expected hash.
     """
-    path = folder / f"{entry.name}.npy"
-    verify_file(path, entry.sha256, f"delete {path} and run again: only this shard is sampled anew")
-    images = read_array(path)
-    if images.dtype != np.uint8 or images.shape != (entry.num_images, *image_shape):
+    remedy = f"delete {place.uri}/{entry.key} and run again: only this shard is made anew"
+    return place.file(entry.key, sha256=entry.sha256, size_bytes=entry.size_bytes, remedy=remedy)
+
+
+def read_shard(
+    place: DataPlace, entry: ShardEntry, image_shape: tuple[int, int, int], *, mapped: bool = False
+) -> UInt8[np.ndarray, "n h w c"]:
+    """One shard's images, its hash, type and shape checked; ``mapped`` leaves them on disk.
+
+    Raises ``DataIntegrityError`` naming the shard and its expected hash.
+    """
+    path = shard_file(place, entry)
+    images = read_array(path, mapped)
+    if images.dtype != np.uint8 or images.shape != (entry.num_images, *image_shape) or not images.flags.c_contiguous:
         raise DataIntegrityError(
             f"{path}: expected uint8 images of shape {(entry.num_images, *image_shape)}, got {images.dtype} {images.shape}"
         )

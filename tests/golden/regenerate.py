@@ -61,7 +61,7 @@ def trace_trainings(folder: Path) -> dict[str, list[float]]:
                 model,
                 config,
                 source=source,
-                synthetic=None,
+                synthetic=(),
                 threat=parse_threat(name.removeprefix("pgd ")) if name.startswith("pgd ") else None,
                 seed=0,
                 stage=stage_in(folder, "train", objective=name),
@@ -87,7 +87,7 @@ def certify_some(folder: Path) -> list[dict[str, Any]]:
     """Certificates of a small classifier on ten digits, seed 0, without the time they took."""
     source, model, stage = _source(folder), stage_in(folder, "train", objective="natural"), stage_in(folder, "certify")
     config = RobustTrainConfig(objective=NaturalObjective(), **{**SETTINGS, "steps": 60})
-    train_classifier(CNN, config, source=source, synthetic=None, threat=None, seed=0, stage=model)
+    train_classifier(CNN, config, source=source, synthetic=(), threat=None, seed=0, stage=model)
     certify = CertifyConfig(num_images=10, n0=20, n=200, alpha=0.01, radii=(0.0,), batch_size=64)
     certify_classifier(certify, sigma=0.4, source=source, model=model, seed=0, stage=stage)
     table, _ = read_certificates(stage)

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from proxyrob.shards import read_manifest, read_shard, shard_name, write_manifest
+from proxyrob.shards import describe_shards, read_manifest, read_shard, shard_name, write_manifest, write_shard
 from proxyrob.source import read_split, source_report
 from proxyrob.source.splits import SplitName, write_splits
-from proxyrob.storage.files import write_array
+from proxyrob.storage import DataPlace
 from proxyrob.types import as_images, as_stored
 from tests.toys import stage_in
 
@@ -32,12 +32,12 @@ def image_sets(draw: st.DrawFn, least: int = 1) -> list[np.ndarray]:
 def test_shards_are_read_as_they_were_written(parts: list[np.ndarray], seed: int) -> None:
     """Every shard gives back its images bit for bit, and the manifest their ranges."""
     with TemporaryDirectory() as name:
-        folder = Path(name)
+        place = DataPlace.of(Path(name))
         first_ids = np.cumsum([0, *map(len, parts)]).tolist()
         for number, images in enumerate(parts):
-            write_array(folder / f"{shard_name(number)}.npy", images)
-        written = write_manifest(
-            folder,
+            write_shard(place, shard_name(number), images)
+        written = describe_shards(
+            place,
             shards=[(shard_name(number), first_ids[number], len(images)) for number, images in enumerate(parts)],
             image_shape=parts[0].shape[1:],
             generator="g",
@@ -45,12 +45,13 @@ def test_shards_are_read_as_they_were_written(parts: list[np.ndarray], seed: int
             sampler={"kind": "jitter"},
             seed=seed,
         )
-        manifest = read_manifest(folder)
+        write_manifest(place, written)
+        manifest = read_manifest(place)
         assert manifest == written
         assert (manifest.num_images, manifest.seed) == (sum(map(len, parts)), seed)
         for entry, images, first_id in zip(manifest.shards, parts, first_ids, strict=False):
             assert entry.first_id == first_id
-            assert np.array_equal(read_shard(folder, entry, manifest.image_shape), images)
+            assert np.array_equal(read_shard(place, entry, manifest.image_shape), images)
 
 
 @settings(max_examples=25)  # each example writes files

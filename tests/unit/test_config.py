@@ -1,8 +1,7 @@
-"""Configurations: strict, frozen, identified by a digest, and read with errors that name the key."""
+"""Configurations: consistent, frozen, and identified by a digest."""
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -12,267 +11,28 @@ from proxyrob.certify import certified_radius, lower_bound
 from proxyrob.config import (
     CertifyConfig,
     CnnModel,
-    DiffusionProxy,
     DigitsSource,
     JitterProxy,
     LabelConfig,
     LabelerConfig,
+    MixtureProxy,
     NaturalObjective,
     PgdObjective,
     PipelineConfig,
+    PublishedProxy,
     ResnetModel,
     RobustTrainConfig,
     SmoothTrainConfig,
+    SubsetConfig,
     TradesObjective,
+    WeightedProxy,
     flatten,
     load_config,
-    preset_names,
-    preset_text,
+    weighted_parts,
 )
 from proxyrob.config.base import Config, digest_of
 from proxyrob.config.pipeline import largest_radius
-from proxyrob.threat import parse_threat
-from tests.toys import join
-
-REAL_ONLY = ("proxy=null", "train.synthetic_fraction=0", "train.gamma=1", "smooth.synthetic_fraction=0", "smooth.gamma=1")
-
-
-# Presets
-
-
-def test_every_preset_loads_and_is_named_after_its_file() -> None:
-    """A preset that ships is valid, and its name (the MLflow experiment) is that of its file."""
-    assert {name: load_config(name).name for name in preset_names()} == {name: name for name in preset_names()}
-    assert {"digits", "digits-l2", "digits-trades", "digits-jitter"} <= set(preset_names())
-
-
-def test_presets_are_different_configurations() -> None:
-    """No two presets share a digest."""
-    assert len({load_config(name).digest() for name in preset_names()}) == len(preset_names())
-
-
-def test_presets_change_what_they_say() -> None:
-    """Each preset differs from «digits» in the choice it is named after, and shares the rest of it."""
-    base = load_config("digits")
-    assert load_config("digits-l2").threat == parse_threat("l2:0.6")
-    assert load_config("digits-trades").train == base.train.replace(objective=TradesObjective())
-    jitter = load_config("digits-jitter")
-    assert isinstance(base.proxy, DiffusionProxy)
-    assert jitter == base.replace(name="digits-jitter", proxy=JitterProxy(num_images=base.proxy.num_images))
-
-
-def test_an_unknown_preset_is_refused_with_the_nearest_name() -> None:
-    """A typing mistake in a preset's name is answered with the name that was meant and with all names."""
-    with pytest.raises(ValueError, match=r"there is no preset 'digit-l2'; did you mean 'digits-l2'\?; presets: digits, "):
-        preset_text("digit-l2")
-
-
-# Keys and values
-
-
-def test_a_change_is_applied_and_nothing_else_moves() -> None:
-    """``key.path=value`` changes that value alone."""
-    changed = flatten(load_config("digits", ["train.gamma=0.4"]))
-    assert changed == {**flatten(load_config("digits")), "train.gamma": 0.4}
-
-
-def test_later_changes_win_and_may_need_each_other() -> None:
-    """Changes are applied in order and validated once at the end, so that two that belong together can be given."""
-    config = load_config("digits", ["train.steps=5", "train.steps=7", *REAL_ONLY])
-    assert (config.train.steps, config.proxy, config.train.gamma) == (7, None, 1.0)
-
-
-def test_flattened_keys_are_the_keys_of_changes() -> None:
-    """What is logged as parameters can be given back with ``--set`` and yields the same configuration."""
-    config = load_config("digits-trades")
-    changes = [f"{key}={json.dumps(value)}" for key, value in flatten(config).items()]
-    assert load_config("digits", changes) == config
-
-
-@pytest.mark.parametrize(
-    ("change", "key", "meant"),
-    [
-        ("train.gama=0.4", "train.gama", "gamma"),
-        ("trian.gamma=0.4", "trian", "train"),
-        ("proxy.sampler_step=10", "proxy.sampler_step", "sampler_steps"),
-        ("train.objective.attack_step=3", "train.objective.attack_step", "attack_steps"),
-        ("label.first.model.width=[8]", "label.first.model.width", "widths"),
-        ("certify.radius=[0.1]", "certify.radius", "radii"),
-    ],
-)
-def test_an_unknown_key_is_refused_with_the_nearest_one(change: str, key: str, meant: str) -> None:
-    """A key that does not exist is named as it was typed, with the nearest key of the same place."""
-    with pytest.raises(ValueError, match=f"^{key}: there is no such key; did you mean '{meant}'") as error:
-        load_config("digits", [change])
-    assert str(error.value).count("\n") == 0
-
-
-def test_a_key_of_another_kind_is_refused() -> None:
-    """Sigma belongs to the jitter proxy; given to the diffusion proxy it is an unknown key, not ignored."""
-    with pytest.raises(ValueError, match=r"^proxy\.sigma: there is no such key"):
-        load_config("digits", ["proxy.sigma=0.2"])
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "train.steps=abc",
-        "train.steps=10.5",
-        "train.steps=null",
-        "train.steps=[1, 2]",
-        "train.steps=0",
-        "train.batch_size=1",
-        "train.gamma=half",
-        "train.gamma=1.5",
-        "train.gamma=-0.1",
-        "train.learning_rate=0",
-        "train.learning_rate=.nan",
-        "train.learning_rate=.inf",
-        "train.ema_decay=1",
-        "train.warmup=1.1",
-        "train.shift=-1",
-        "train.objective.relative_step=2.5",
-        "train.objective.attack_steps=0",
-        "seed=-1",
-        "name=Upper Case",
-        "threat=0.15",
-        "source=digits",
-        "source.kind=cifar10",
-        "proxy.conditional=maybe",
-        "proxy.sampler_steps=1",
-        "label.threshold=1.01",
-        "model.widths=[]",
-        "model.widths=[8, 8, 8, 8, 8]",
-        "certify.radii=0.25",
-        "certify.radii=[]",
-        "certify.radii=[0.5, 0.25]",
-        "certify.radii=[0.25, 0.25]",
-        "certify.radii=[-0.1, 0.25]",
-        "certify.alpha=1",
-        "gate.margin=2",
-    ],
-)
-def test_a_mistyped_value_is_refused_with_its_key(change: str) -> None:
-    """A value of another type or out of range is refused in one line that starts with the key."""
-    key = change.partition("=")[0]
-    with pytest.raises(ValueError, match=rf"^{key}: .") as error:
-        load_config("digits", [change])
-    assert str(error.value).count("\n") == 0
-
-
-@pytest.mark.parametrize("key", ["train.steps", "seed", "train.learning_rate"])
-def test_yes_is_no_number(key: str) -> None:
-    """YAML reads «yes» as true; a number that is given as true is a mistake, not 1."""
-    with pytest.raises(ValueError, match=rf"^{key}: "):
-        load_config("digits", [f"{key}=yes"])
-
-
-@pytest.mark.parametrize("key", ["proxy", "model", "train.objective"])
-def test_an_unknown_kind_is_refused_with_the_known_ones(key: str) -> None:
-    """A kind that does not exist is refused, and the message lists those that do."""
-    with pytest.raises(ValueError, match=rf"^{key}: .*'gan'.*expected tags: '"):
-        load_config("digits", [f"{key}.kind=gan"])
-
-
-def test_a_wrong_threat_is_explained_in_its_own_words() -> None:
-    """The threat model's own error, with its suggestion, comes through under its key."""
-    with pytest.raises(ValueError, match=r"^threat: expected an epsilon.*did you mean 'linf:8/255'"):
-        load_config("digits", ["threat=linf:8"])
-
-
-@pytest.mark.parametrize("change", ["train.gamma", "=3", "", " =3"])
-def test_a_change_of_another_form_is_refused_with_an_example(change: str) -> None:
-    """A change without key or equals sign is answered with the form."""
-    with pytest.raises(ValueError, match=r"expected key.path=value, such as train\.gamma=0\.4"):
-        load_config("digits", [change])
-
-
-def test_a_change_that_is_not_yaml_is_refused() -> None:
-    """An unclosed bracket is named with its key."""
-    with pytest.raises(ValueError, match=r"train\.gamma: '\[' is not a valid value"):
-        load_config("digits", ["train.gamma=["])
-
-
-def test_every_fault_is_named_at_once() -> None:
-    """Three mistakes give three lines, so that nobody has to run three times."""
-    with pytest.raises(ValueError, match="train") as error:
-        load_config("digits", ["train.gama=0.4", "train.steps=abc", "seed=-1"])
-    assert sorted(line.split(":")[0] for line in str(error.value).splitlines()) == ["seed", "train.gama", "train.steps"]
-
-
-# Switching kinds
-
-
-def test_switching_a_kind_drops_the_keys_of_the_other() -> None:
-    """Another proxy keeps what both know (the number of images) and forgets the rest."""
-    config = load_config("digits", ["proxy.num_images=77", "proxy.kind=jitter"])
-    assert config.proxy == JitterProxy(num_images=77)
-
-
-def test_switching_an_objective_keeps_what_both_know() -> None:
-    """PGD and TRADES share the attack's settings; natural training has none."""
-    changes = ["train.objective.attack_steps=3", "train.objective.kind=trades"]
-    assert load_config("digits", changes).train.objective == TradesObjective(attack_steps=3)
-    assert load_config("digits", [*changes, "train.objective.kind=natural"]).train.objective == NaturalObjective()
-
-
-def test_naming_the_same_kind_again_changes_nothing() -> None:
-    """Only *another* kind drops keys."""
-    assert load_config("digits", ["proxy.width=64", "proxy.kind=diffusion"]).proxy == DiffusionProxy(width=64)
-
-
-# Files
-
-
-def test_a_file_extends_a_preset(tmp_path: Path) -> None:
-    """A file holds only what differs; the rest comes from what it extends, and a switched kind drops foreign keys."""
-    path = tmp_path / "mine.yaml"
-    path.write_text(join(["extends: digits-trades", "name: mine", "seed: 3", "train: {steps: 5, objective: {kind: natural}}"]))
-    base = load_config("digits-trades")
-    train = base.train.replace(steps=5, objective=NaturalObjective())
-    assert load_config(str(path)) == base.replace(name="mine", seed=3, train=train)
-
-
-def test_files_extend_files(tmp_path: Path) -> None:
-    """A chain of files is merged from its root on: the nearest wins."""
-    first, second = tmp_path / "first.yaml", tmp_path / "second.yml"
-    first.write_text("extends: digits\nname: first\nsmooth: {steps: 11}\nseed: 1\n")
-    second.write_text(f"extends: {first}\nname: second\nseed: 2\n")
-    config = load_config(str(second))
-    assert (config.name, config.seed, config.smooth.steps, config.smooth.learning_rate) == ("second", 2, 11, 0.006)
-
-
-def test_a_configuration_cannot_extend_itself(tmp_path: Path) -> None:
-    """A circle of files is refused and shown, instead of running for ever."""
-    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-    first.write_text(f"extends: {second}\n")
-    second.write_text(f"extends: {first}\n")
-    with pytest.raises(ValueError, match=r"first\.yaml extends .*second\.yaml extends .*first\.yaml: .*cannot extend itself"):
-        load_config(str(first))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("- a\n- b\n", "expected keys and values, got list"),
-        ("train: [", "is not valid YAML"),
-        ("extends: digitz\n", "did you mean 'digits'"),
-        ("", "^name: this key is missing\nthreat: this key is missing\nsource: this key is missing$"),
-    ],
-)
-def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    """A file that is no mapping, no YAML, extends nothing known or says too little is refused with the reason."""
-    path = tmp_path / "wrong.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        load_config(str(path))
-
-
-def test_a_missing_file_is_refused_with_the_presets() -> None:
-    """A path that is not there is answered with what could have been meant."""
-    with pytest.raises(ValueError, match=r"there is no file nowhere\.yaml; give a preset \(digits, .*\) or the path"):
-        load_config("nowhere.yaml")
-
+from tests.toys import REAL_ONLY
 
 # Rules between fields
 
@@ -350,7 +110,52 @@ def test_real_only_training_differs_in_nothing_but_the_mix() -> None:
     train = RobustTrainConfig(steps=7, batch_size=10, objective=TradesObjective())
     expected = {**train.dump(), "synthetic_fraction": 0.0, "gamma": 1.0}
     assert train.real_only().dump() == expected
+    assert train.replace(subset=SubsetConfig(per_class=3)).real_only() == train.real_only()
     assert (train.num_synthetic, train.real_only().num_synthetic) == (5, 0)
+
+
+def test_a_subset_of_no_images_is_refused() -> None:
+    """A choice of synthetic images where there are none would have no effect: refused."""
+    with pytest.raises(ValidationError, match="subset chooses synthetic images and has no effect with synthetic_fraction 0"):
+        RobustTrainConfig(synthetic_fraction=0.0, gamma=1.0, subset=SubsetConfig(per_class=3))
+
+
+def test_a_share_of_the_best_needs_a_score() -> None:
+    """A share without anything to rank by, and a ranking that chooses nothing, are refused with what to set."""
+    with pytest.raises(ValidationError, match=r"top_share 0\.5 needs a score to rank images by; set score to a column"):
+        SubsetConfig(top_share=0.5)
+    with pytest.raises(ValidationError, match=r"score 'realism' has no effect without top_share or per_class"):
+        SubsetConfig(score="realism")
+    assert not SubsetConfig(score="realism", top_share=0.5).is_all
+    assert not SubsetConfig(score="realism", per_class=2).is_all
+    assert not SubsetConfig(per_class=2).is_all
+    assert SubsetConfig().is_all
+
+
+def test_a_mixture_is_of_several_proxies_with_positive_weights() -> None:
+    """One proxy is no mixture, a mixture is no part of another, and a part that weighs nothing would be made in vain."""
+    jitter = WeightedProxy(proxy=JitterProxy())
+    with pytest.raises(ValidationError, match="at least 2 items"):
+        MixtureProxy(parts=(jitter,))
+    with pytest.raises(ValidationError, match="greater than 0"):
+        jitter.replace(weight=0.0)
+    with pytest.raises(ValidationError, match="'mixture' found using 'kind' does not match"):
+        jitter.replace(proxy=MixtureProxy(parts=(jitter, jitter)))
+
+
+def test_the_parts_of_a_proxy() -> None:
+    """No proxy has no part, a single one is its own part of weight 1, a mixture has those it names."""
+    parts = (WeightedProxy(weight=2.0, proxy=JitterProxy()), WeightedProxy(proxy=PublishedProxy(name="others")))
+    assert weighted_parts(None) == ()
+    assert weighted_parts(JitterProxy()) == (WeightedProxy(weight=1.0, proxy=JitterProxy()),)
+    assert weighted_parts(MixtureProxy(parts=parts)) == parts
+
+
+@pytest.mark.parametrize("values", [{"name": "../up"}, {"name": "Upper"}, {"name": "a", "sha256": "abc"}, {"name": ""}])
+def test_a_published_set_has_a_plain_name(values: dict[str, str]) -> None:
+    """The name becomes part of an address: lower case, digits and dashes; a hash is a whole sha256."""
+    with pytest.raises(ValidationError):
+        PublishedProxy.model_validate(values)
 
 
 # Frozen, and replaced
@@ -393,20 +198,55 @@ def test_the_digest_is_the_sha256_of_canonical_json() -> None:
     assert digest_of({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"
 
 
-BASES = {"digits": (), "digits-jitter": ("model.kind=resnet", "train.objective.kind=trades")}
+SUBSET = ("subset.score=realism", "subset.top_share=0.5", "subset.per_class=3")
+BASES = {
+    "digits": (),
+    "digits-jitter": (
+        "model.kind=resnet",
+        "train.objective.kind=trades",
+        "train.objective.awp.gamma=0.01",
+        "train.optimizer.kind=sgd",
+        "train.schedule.kind=one-cycle",
+        "train.schedule.cycles_momentum=false",
+        "smooth.objective.kind=smoothadv",
+        "smooth.schedule.kind=piecewise",
+        "smooth.max_gradient_norm=1.0",
+        *(f"{section}.{change}" for section in ("train", "smooth") for change in SUBSET),
+    ),
+}
+OTHER_TEXT = {
+    "name": "other",
+    "threat": "linf:0.1",
+    "score": "beauty",
+    "decayed": "no-normalisation",
+    "attack_batchnorm": "train",
+    "max_gradient_norm": "1.0",
+    "awp": "{gamma: 0.01}",
+}
 OTHER_KIND = {
+    "uniform": "gaussian",
+    "gaussian": "uniform",
     "diffusion": "jitter",
     "jitter": "diffusion",
     "cnn": "resnet",
     "resnet": "cnn",
     "pgd": "natural",
     "trades": "natural",
+    "stability": "gaussian",
+    "smoothadv": "gaussian",
+    "adamw": "sgd",
+    "sgd": "adamw",
+    "cosine": "one-cycle",
+    "one-cycle": "piecewise",
+    "piecewise": "cosine",
+    "digits": "cifar10",
 }
 FIELDS = [
     pytest.param(name, key, value, id=f"{name}:{key}")
     for name, changes in BASES.items()
     for key, value in flatten(load_config(name, changes)).items()
-    if key not in {"source.kind", "smooth.objective.kind"}  # of these there is only one kind
+    # of a subset of all images nothing can be changed alone
+    if not (name == "digits" and ".subset." in key)
 ]
 
 
@@ -414,8 +254,8 @@ def _other_value(key: str, value: object) -> list[str]:
     match value:
         case str() if key.startswith("label."):
             return [f"{key}={OTHER_KIND[value]}", f"{key.removesuffix('kind')}widths=[4]"]  # so that the labelers still differ
-        case str():
-            return [f"{key}={ {'name': 'other', 'threat': 'linf:0.1'}.get(key) or OTHER_KIND[value] }"]
+        case str() | None:
+            return [f"{key}={OTHER_TEXT.get(key.rpartition('.')[2]) or OTHER_KIND[str(value)]}"]
         case bool():
             return [f"{key}={json.dumps(not value)}"]
         case int():
@@ -433,7 +273,7 @@ def test_the_digest_changes_with_every_field(name: str, key: str, value: object)
     """No field is left out of the digest: a result found under another value is never taken for this one."""
     base = load_config(name, BASES[name])
     changed = load_config(name, [*BASES[name], *_other_value(key, value)])
-    assert flatten(changed)[key] != value
+    assert flatten(changed).get(key, "a part with keys of its own") != value
     assert changed.digest() != base.digest()
 
 
@@ -454,6 +294,25 @@ def test_the_digest_changes_with_the_revision_of_a_part(monkeypatch: pytest.Monk
     monkeypatch.setattr(PgdObjective, "REVISION", 2)
     assert natural.digest() == before[1]
     assert with_pgd.digest() != before[0]
+
+
+def test_the_digest_changes_with_the_revision_of_a_part_of_a_mixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts in a tuple count like any others."""
+    mixture = MixtureProxy(parts=(WeightedProxy(proxy=JitterProxy()), WeightedProxy(proxy=PublishedProxy(name="others"))))
+    before = mixture.digest()
+    monkeypatch.setattr(PublishedProxy, "REVISION", 2)
+    assert mixture.digest() != before
+
+
+def test_where_something_lies_is_no_part_of_its_identity() -> None:
+    """A published set under another name is the same set, alone and in a mixture; another set under its name is not."""
+    sets = [PublishedProxy(name=name, sha256=digit * 64) for name, digit in (("one", "1"), ("other", "1"), ("one", "2"))]
+    jitter = WeightedProxy(proxy=JitterProxy())
+    for digests in (
+        [proxy.digest() for proxy in sets],
+        [MixtureProxy(parts=(WeightedProxy(proxy=proxy), jitter)).digest() for proxy in sets],
+    ):
+        assert digests[0] == digests[1] != digests[2]
 
 
 def _parts(config: Config) -> Iterator[type[Config]]:

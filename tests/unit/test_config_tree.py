@@ -11,23 +11,35 @@ from pydantic import BaseModel
 
 import flows
 import proxyrob
+from flows.plan import labeler_training
 from proxyrob.config import (
+    AwpConfig,
     DiffusionProxy,
     JitterProxy,
     LabelerConfig,
-    NaturalObjective,
+    MixtureProxy,
     PipelineConfig,
+    PublishedProxy,
     RobustTrainConfig,
     SamplingConfig,
     SmoothTrainConfig,
+    SubsetConfig,
+    WeightedProxy,
 )
-from proxyrob.config.models import CnnModel, ResnetModel
-from proxyrob.config.train import PgdObjective, StabilityObjective, TradesObjective
+from proxyrob.config.models import (
+    CnnModel,
+    ModelConfig,
+    PreactResnetModel,
+    ResnetModel,
+    StandardResnetModel,
+    WideResnetModel,
+)
+from proxyrob.config.train import NaturalObjective, PgdObjective, StabilityObjective, TradesObjective
 from proxyrob.models import load_classifier
 from proxyrob.proxy import fit_diffusion, sample_proxy
 from proxyrob.shards import read_manifest, read_shard
 from proxyrob.source import read_split
-from proxyrob.storage import Stage
+from proxyrob.storage import DataPlace, Stage
 from proxyrob.threat import parse_threat
 from proxyrob.train import train_classifier
 from tests.conftest import MakeStage
@@ -87,9 +99,8 @@ def names_read() -> set[str]:
 
 def test_the_tree_is_walked_into_its_unions() -> None:
     """The two tests below see the alternatives of every union, not only the root."""
-    assert {PgdObjective, TradesObjective, StabilityObjective, JitterProxy, DiffusionProxy, ResnetModel, LabelerConfig} <= set(
-        ALL_MODELS
-    )
+    expected = {PgdObjective, TradesObjective, StabilityObjective, JitterProxy, DiffusionProxy, ResnetModel, LabelerConfig}
+    assert expected | {PublishedProxy, WeightedProxy, SubsetConfig} <= set(ALL_MODELS)
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -103,7 +114,7 @@ def _train(config: RobustTrainConfig | SmoothTrainConfig, model: Any, source: St
         model,
         config,
         source=source,
-        synthetic=None,
+        synthetic=(),
         threat=parse_threat(threat) if threat else None,
         seed=0,
         stage=stage,
@@ -132,16 +143,53 @@ def test_every_objective_for_smoothing_runs(objective: type[Any], digits: Stage,
     _train(config, CnnModel(widths=(4,)), digits, make_stage("train"), None)
 
 
-@pytest.mark.parametrize("model", _choices(PipelineConfig, "model"))
-def test_every_model_runs(model: type[Any], digits: Stage, make_stage: MakeStage) -> None:
+@pytest.mark.parametrize("objective", [*_choices(RobustTrainConfig, "objective"), *_choices(SmoothTrainConfig, "objective")])
+def test_every_objective_runs_with_its_options(objective: type[Any], digits: Stage, make_stage: MakeStage) -> None:
+    """What an objective offers runs with it, on mixed images: label smoothing, weight perturbation, modes of its attack."""
+    options = {"label_smoothing": 0.1, "awp": AwpConfig(gamma=0.01), "attack_batchnorm": "train", "attack_start": "uniform"}
+    given = objective(**{name: value for name, value in options.items() if name in objective.model_fields})
+    kind = RobustTrainConfig if objective in _choices(RobustTrainConfig, "objective") else SmoothTrainConfig
+    config = kind(**_two_steps(objective=given, cutmix=1.0))
+    _train(config, ResnetModel(widths=(4, 6)), digits, make_stage("train"), "linf:0.15")
+
+
+@pytest.mark.parametrize("schedule", _choices(RobustTrainConfig, "schedule"))
+@pytest.mark.parametrize("optimizer", _choices(RobustTrainConfig, "optimizer"))
+def test_every_optimizer_runs_under_every_schedule(
+    optimizer: type[Any], schedule: type[Any], digits: Stage, make_stage: MakeStage
+) -> None:
+    """Each pair trains for two steps, with clipped gradients and a delayed average."""
+    values = {"optimizer": optimizer(), "schedule": schedule(), "max_gradient_norm": 1.0, "ema_warmup": 0.5}
+    config = RobustTrainConfig(**_two_steps(objective=NaturalObjective(), **values))
+    _train(config, CnnModel(widths=(4,)), digits, make_stage("train"), None)
+
+
+MODELS = {
+    "cnn": CnnModel(widths=(4, 6)),
+    "resnet": ResnetModel(widths=(4, 6)),
+    "standard-resnet": StandardResnetModel(base_channels=4),
+    "preact-resnet": PreactResnetModel(base_channels=4),
+    "preact-resnet-deepmind": PreactResnetModel(base_channels=4, activation="silu", variant="deepmind"),
+    "wide-resnet": WideResnetModel(depth=10, width=1),
+    "wide-resnet-deepmind": WideResnetModel(depth=10, width=1, activation="silu", variant="deepmind"),
+}
+
+
+def test_every_model_is_trained_below() -> None:
+    """A new kind of network has to be added to the test below, small enough for it."""
+    assert {type(model) for model in MODELS.values()} == set(_choices(PipelineConfig, "model"))
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_every_model_runs(model: ModelConfig, digits: Stage, make_stage: MakeStage) -> None:
     """Each architecture trains adversarially for two steps."""
     config = RobustTrainConfig(**_two_steps(objective=PgdObjective(attack_steps=2)))
-    _train(config, model(widths=(4, 6)), digits, make_stage("train"), "linf:0.15")
+    _train(config, model, digits, make_stage("train"), "linf:0.15")
 
 
 def test_every_proxy_is_sampled_below() -> None:
-    """A new kind of proxy has to be added to the test below."""
-    assert set(_choices(PipelineConfig, "proxy")) == {DiffusionProxy, JitterProxy}
+    """A new kind of proxy has to be added to the test below; what is imported or made of others is not sampled."""
+    assert set(_choices(PipelineConfig, "proxy")) - {PublishedProxy, MixtureProxy} == {DiffusionProxy, JitterProxy}
 
 
 @pytest.mark.parametrize(
@@ -163,8 +211,9 @@ def test_every_proxy_runs(config: DiffusionProxy | JitterProxy, digits: Stage, m
     sampling = SamplingConfig(shard_size=5, batch_size=3)
     report = sample_proxy(config, sampling, source=digits, proxy=proxy, seed=0, stage=stage)
     assert (report.num_images, report.num_shards, report.image_shape) == (12, 3, (1, 8, 8))
-    manifest = read_manifest(stage.folder)
-    images = [read_shard(stage.folder, shard, manifest.image_shape) for shard in manifest.shards]
+    place = DataPlace.of(stage.folder)
+    manifest = read_manifest(place)
+    images = [read_shard(place, shard, manifest.image_shape) for shard in manifest.shards]
     assert [len(part) for part in images] == [5, 5, 2]
     assert len({image.tobytes() for part in images for image in part}) == 12
 
@@ -175,14 +224,4 @@ def test_a_labeler_of_each_architecture_trains_naturally(digits: Stage, make_sta
         LabelerConfig(model=CnnModel(widths=(4,)), steps=2),
         LabelerConfig(model=ResnetModel(widths=(4,)), steps=2),
     ):
-        config = RobustTrainConfig(
-            objective=NaturalObjective(),
-            synthetic_fraction=0.0,
-            gamma=1.0,
-            steps=labeler.steps,
-            batch_size=labeler.batch_size,
-            learning_rate=labeler.learning_rate,
-            weight_decay=labeler.weight_decay,
-            shift=labeler.shift,
-        )
-        _train(config, labeler.model, digits, make_stage("train", model=labeler.model.kind), None)
+        _train(labeler_training(labeler), labeler.model, digits, make_stage("train", model=labeler.model.kind), None)

@@ -179,3 +179,19 @@ def test_times_are_embedded_as_sines_and_cosines() -> None:
     assert found[0].tolist() == [0.0] * 4 + [1.0] * 4
     assert found[1, 0].item() == pytest.approx(math.sin(7.0))
     assert found[1, 7].item() == pytest.approx(math.cos(7.0 * 10_000 ** (-3 / 4)))
+
+
+def test_images_that_are_not_finite_are_refused(fitted: Stage, digits: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that gives NaN for some images ends the sampling with their numbers; it is not stored as black."""
+    sampler = DiffusionSampler(LONG, source=digits, proxy=fitted, seed=0)
+
+    def breaks(state: torch.Tensor, times: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        velocity = torch.zeros_like(state)
+        velocity[1::2] = math.nan
+        return velocity
+
+    monkeypatch.setattr(sampler.model, "forward", breaks)
+    with pytest.raises(
+        NonFiniteLoss, match=r"the proxy's images \[11, 13\] are not finite; fit it anew with a lower proxy\.lear"
+    ):
+        sampler.sample(np.arange(10, 14))

@@ -1,7 +1,10 @@
 """Files that appear whole or not at all, and are recognised by their hash."""
 
+import gc
 import hashlib
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +207,27 @@ def test_a_folder_that_cannot_be_written_is_named() -> None:
     """A store where nobody may write (here: the kernel's own folder) is refused with the system's reason."""
     with pytest.raises(PermissionError, match=r"/proc/proxyrob cannot be written \(.+\); choose another folder"):
         require_writable(Path("/proc/proxyrob"))
+
+
+def test_many_threads_read_arrays_at_once(tmp_path: Path) -> None:
+    """Readers that are interrupted while numpy parses a header, at different depths of their stacks, all get the array."""
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    write_array(tmp_path / "a.npy", array)
+
+    def read(depth: int) -> bool:
+        if depth:
+            return read(depth - 1)
+        return all(np.array_equal(read_array(tmp_path / "a.npy", mapped=True), array) for _ in range(50))
+
+    def let_others_run(phase: str, info: dict[str, int]) -> None:
+        time.sleep(1e-6)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(let_others_run)
+    gc.set_threshold(5)
+    try:
+        with ThreadPoolExecutor(8) as readers:
+            assert all(readers.map(read, range(16)))
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(let_others_run)

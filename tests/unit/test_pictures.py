@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from proxyrob.figures import CERTIFIED, CURVES, DROPPED, REAL_AND_SYNTHETIC, PicturesReport, draw_run
 from proxyrob.figures.pictures import draw_certified_curves, draw_dropped, draw_real_and_synthetic, draw_training_curves
 from proxyrob.label import apply_rule
+from proxyrob.mix import SyntheticSet
 from proxyrob.storage import Stage
 from tests.conftest import MakeStage
 from tests.toys import files_below, tiny_split
@@ -70,7 +71,8 @@ def test_dropped_images_are_drawn(tmp_path: Path, count: int) -> None:
     """None gives a sentence, few a row, many the first forty."""
     images = tiny_split(max(count, 1)).stored[:count]
     votes = np.full((count, 10), 0.1), np.full((count, 10), 0.1)
-    draw_dropped(tmp_path / "a.png", images, apply_rule(np.arange(count), *votes, 0.9), CLASSES, num_images=100)
+    table = apply_rule(np.arange(count), *votes, 0.9).assign(near_test=-1)
+    draw_dropped(tmp_path / "a.png", images, table, CLASSES, num_images=100, num_dropped=count)
     width, height = _png_size(tmp_path / "a.png")
     assert width > 1000
     assert height == pytest.approx({0: 254, 3: 254, 60: 780}[count], abs=5)
@@ -100,7 +102,7 @@ def test_training_curves_are_drawn(tmp_path: Path) -> None:
 
 
 def test_all_pictures_of_a_run_are_drawn(
-    digits: Stage, samples: Stage, labels: Stage, toy_classifier: Stage, certified: Stage, make_stage: MakeStage
+    digits: Stage, synthetic: SyntheticSet, toy_classifier: Stage, certified: Stage, make_stage: MakeStage
 ) -> None:
     """Every file the report names is a picture, no figure is left open, and a second call draws nothing."""
     stage = make_stage("pictures")
@@ -109,7 +111,7 @@ def test_all_pictures_of_a_run_are_drawn(
         return draw_run(
             "jitter",
             source=digits,
-            synthetic=(samples, labels),
+            synthetic=synthetic,
             trainings={"real-only": toy_classifier, "mixed": toy_classifier},
             certifications={"real-only": certified, "mixed": certified},
             stage=stage,
@@ -138,3 +140,15 @@ def test_a_run_without_proxy_has_no_pictures_of_it(
         stage=make_stage("pictures"),
     )
     assert set(report.names) == {CERTIFIED, CURVES}
+
+
+@pytest.mark.parametrize("near_test", [[-1, 4, -1], [0, 1, 2]])
+def test_dropped_copies_say_of_what(tmp_path: Path, near_test: list[int]) -> None:
+    """A copy of a test image is drawn with the image it is of, also in a table without votes, as given labels have."""
+    images = tiny_split(3).stored
+    votes = np.full((3, 10), 0.1), np.full((3, 10), 0.1)
+    table = apply_rule(np.arange(3), *votes, 0.9).assign(near_test=near_test)
+    if min(near_test) >= 0:
+        table = table[["id", "label", "kept", "reason", "near_test"]]
+    draw_dropped(tmp_path / "a.png", images, pd.DataFrame(table), CLASSES, num_images=100, num_dropped=50)
+    assert _png_size(tmp_path / "a.png")[0] > 1000

@@ -11,11 +11,10 @@ from proxyrob.proxy import SamplesReport, sample_proxy
 from proxyrob.proxy.jitter import JitterSampler
 from proxyrob.shards import read_manifest, read_shard
 from proxyrob.source import source_report
-from proxyrob.source.splits import SplitName, write_splits
-from proxyrob.storage import Stage
+from proxyrob.storage import DataPlace, Stage
 from proxyrob.types import OnProgress, no_progress
 from tests.conftest import MakeStage
-from tests.toys import Killer, Recorder, StopHereError, files_below, tiny_split
+from tests.toys import Killer, Recorder, StopHereError, files_below, read_images, tiny_split, write_source
 
 JITTER = JitterProxy(num_images=25)
 SAMPLING = SamplingConfig(shard_size=10, batch_size=4)
@@ -39,10 +38,11 @@ def test_shards_hold_all_images_in_order(digits: Stage, make_stage: MakeStage) -
     """25 images in shards of 10, 10 and 5, together the images 0 to 24 of the sampler; the manifest names their origin."""
     stage = make_stage("samples")
     report = _sample(digits, stage)
-    manifest = read_manifest(stage.folder)
+    place = DataPlace.of(stage.folder)
+    manifest = read_manifest(place)
     assert [(shard.first_id, shard.num_images) for shard in manifest.shards] == [(0, 10), (10, 10), (20, 5)]
-    images = np.concatenate([read_shard(stage.folder, shard, manifest.image_shape) for shard in manifest.shards])
-    assert np.array_equal(images, JitterSampler(JITTER, source=digits, seed=0).sample(np.arange(25)))
+    assert [len(read_shard(place, shard, manifest.image_shape)) for shard in manifest.shards] == [10, 10, 5]
+    assert np.array_equal(read_images(place), JitterSampler(JITTER, source=digits, seed=0).sample(np.arange(25)))
     assert (report.num_images, report.num_shards, report.image_shape, report.constant_images) == (25, 3, (1, 8, 8), 0)
     assert (manifest.source_sha256, manifest.seed) == (source_report(digits).content_sha256, 0)
     assert (manifest.sampler, manifest.generator) == (JITTER.dump(), stage.digest)
@@ -59,26 +59,26 @@ def test_shards_do_not_depend_on_the_batch_size(digits: Stage, make_stage: MakeS
 
 
 def test_a_kill_between_shards_changes_no_byte(digits: Stage, make_stage: MakeStage) -> None:
-    """Killed after the first shard and resumed, every shard and the manifest are what they would have been."""
+    """Killed after a shard and resumed, every shard and the manifest are what they would have been."""
     whole, pieces = make_stage("samples", k="whole"), make_stage("samples", k="pieces")
     _sample(digits, whole)
     with pytest.raises(StopHereError):
-        _sample(digits, pieces, on_progress=Killer(lambda done: done == 10))
-    assert files_below(pieces.folder) == {"shard-000000.npy"}
-    before = (pieces.folder / "shard-000000.npy").stat().st_mtime_ns
-    assert _sample(digits, pieces) == whole.finished(SamplesReport)
-    assert (pieces.folder / "shard-000000.npy").stat().st_mtime_ns == before, "a finished shard is not sampled again"
+        _sample(digits, pieces, on_progress=Killer(lambda done: any(pieces.folder.glob("*.npy"))))
+    (first,) = files_below(pieces.folder)
+    before = (pieces.folder / first).stat().st_mtime_ns
+    assert _sample(digits, pieces).num_images == 25
+    assert (pieces.folder / first).stat().st_mtime_ns == before, "a finished shard is not sampled again"
     ours, theirs = _bytes(pieces), _bytes(whole)
     assert ours.keys() == theirs.keys()
     assert {name for name in ours if name.endswith(".npy") and ours[name] != theirs[name]} == set()
-    assert read_manifest(pieces.folder).shards == read_manifest(whole.folder).shards
+    assert read_manifest(DataPlace.of(pieces.folder)).shards == read_manifest(DataPlace.of(whole.folder)).shards
 
 
 def test_a_kill_within_a_shard_leaves_no_shard(digits: Stage, make_stage: MakeStage) -> None:
     """Half a shard is never taken for a whole one."""
     stage = make_stage("samples")
     with pytest.raises(StopHereError):
-        _sample(digits, stage, on_progress=Killer(lambda done: done == 4))
+        _sample(digits, stage, on_progress=Killer(lambda done: done > 0))
     assert files_below(stage.folder) == set()
 
 
@@ -94,14 +94,8 @@ def test_finished_samples_are_not_sampled_again(digits: Stage, make_stage: MakeS
 def _half_black(stage: Stage, black: int) -> Stage:
     """A source of 100 training images of which ``black`` are constant."""
     split = tiny_split(100)
-    stored = split.stored.copy()
-    stored[:black] = 0
-    splits: dict[SplitName, tuple[np.ndarray, np.ndarray]] = {
-        "train": (stored, split.labels),
-        "validation": (stored, split.labels),
-        "test": (stored, split.labels),
-    }
-    write_splits(stage, splits, class_names=tuple("0123456789"))
+    split.stored[:black] = 0
+    write_source(stage, split)
     return stage
 
 
@@ -124,3 +118,35 @@ def test_sampling_needs_a_finished_source(make_stage: MakeStage, tmp_path: Path)
     with pytest.raises(DataIntegrityError, match="holds no finished source"):
         _sample(make_stage("source"), make_stage("samples"))
     assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_samples_can_lie_elsewhere(digits: Stage, make_stage: MakeStage, tmp_path: Path) -> None:
+    """With a place for images the stage's own folder has the record alone, and the images are the same."""
+    beside, elsewhere, place = make_stage("samples", k=1), make_stage("samples", k=2), DataPlace.of(tmp_path / "data")
+    _sample(digits, beside)
+    report = sample_proxy(JITTER, SAMPLING, source=digits, proxy=None, seed=0, stage=elsewhere, images=place)
+    assert files_below(elsewhere.folder) == {"stage.json"}
+    assert np.array_equal(read_images(place), read_images(DataPlace.of(beside.folder)))
+    assert report.sha256 == read_manifest(place).sha256
+
+
+def test_a_damaged_shard_is_made_anew_when_it_is_deleted(digits: Stage, make_stage: MakeStage) -> None:
+    """Following the remedy, only the deleted shard is sampled, with the bytes it had."""
+    stage = make_stage("samples")
+    _sample(digits, stage)
+    before, path = _bytes(stage), stage.folder / "shard-000001.npy"
+    others = {name: (stage.folder / name).stat().st_mtime_ns for name in ("shard-000000.npy", "shard-000002.npy")}
+    path.unlink()
+    _sample(digits, stage)
+    assert {name: content for name, content in _bytes(stage).items() if name != "stage.json"} == {
+        name: content for name, content in before.items() if name != "stage.json"
+    }
+    assert {name: (stage.folder / name).stat().st_mtime_ns for name in others} == others
+
+
+def test_another_set_is_not_sampled_into_a_place(digits: Stage, make_stage: MakeStage, tmp_path: Path) -> None:
+    """A place that holds the images of another seed is refused: its shards are not taken for these."""
+    place = DataPlace.of(tmp_path / "data")
+    sample_proxy(JITTER, SAMPLING, source=digits, proxy=None, seed=0, stage=make_stage("samples"), images=place)
+    with pytest.raises(DataIntegrityError, match="describes another set than the shards beside it"):
+        sample_proxy(JITTER, SAMPLING, source=digits, proxy=None, seed=1, stage=make_stage("samples", k=1), images=place)

@@ -49,6 +49,16 @@ def test_a_shard_that_is_mapped_into_memory_can_be_converted(tmp_path: Path) -> 
     assert bool((stored == 100).all())
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_that_are_not_contiguous_are_converted_alike(channels: int) -> None:
+    """A view with its axes in another order in memory, as augmentation gives, is read by its axes."""
+    stored = np.random.default_rng(0).integers(0, 256, (4, channels, 3, 5), dtype=np.uint8).transpose(0, 2, 3, 1)
+    images = as_images(stored, "cpu")
+    assert images.is_contiguous()
+    assert torch.equal(images, as_images(np.ascontiguousarray(stored)))
+    assert np.array_equal(as_stored(images), stored)
+
+
 def test_shapes_and_dtypes_are_enforced() -> None:
     """The tests run with shapes checked: float images are not accepted as stored ones, nor stored ones without channels."""
     with pytest.raises(TypeCheckError):

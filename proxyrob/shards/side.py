@@ -1,0 +1,173 @@
+"""Side tables: what a labeler says of each image of a set, beside shards that are never rewritten."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from proxyrob.errors import DataIntegrityError
+from proxyrob.shards.manifest import ShardManifest
+from proxyrob.storage import DataPlace, Report
+
+INDEX = "index.json"
+INDEX_VERSION = 1
+GIVEN_LABELS = "given"
+"""Where the labels of a published set lie, below ``labels/``."""
+
+
+class SideEntry(Report):
+    """The table of one shard: one row per image, columns ``id, label, kept, reason`` and more."""
+
+    name: str
+    num_images: int
+    kept_per_class: tuple[int, ...]
+    dropped_per_class: tuple[int, ...]
+    size_bytes: int
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        """The table's file."""
+        return f"{self.name}.parquet"
+
+    @property
+    def num_kept(self) -> int:
+        return sum(self.kept_per_class)
+
+
+class SideIndex(Report):
+    """Which tables there are, of which images, by which labeler. It is written last."""
+
+    version: int
+    images_sha256: str
+    labeler: dict[str, Any]
+    class_names: tuple[str, ...]
+    tables: tuple[SideEntry, ...]
+
+    @property
+    def num_images(self) -> int:
+        return sum(table.num_images for table in self.tables)
+
+    @property
+    def kept_per_class(self) -> tuple[int, ...]:
+        return tuple(int(count) for count in np.sum([table.kept_per_class for table in self.tables], axis=0))
+
+    @property
+    def dropped_per_class(self) -> tuple[int, ...]:
+        return tuple(int(count) for count in np.sum([table.dropped_per_class for table in self.tables], axis=0))
+
+
+def write_side_table(place: DataPlace, name: str, table: pd.DataFrame) -> None:
+    """Store the table of the shard ``name``; one that is there already is left as it is."""
+    content = io.BytesIO()
+    table.to_parquet(content, index=False)
+    place.open().write(f"{name}.parquet", content.getvalue())
+
+
+def has_side_table(place: DataPlace, name: str) -> bool:
+    """Whether the table of a shard is there, whole."""
+    return place.open().stat(f"{name}.parquet") is not None
+
+
+def write_side_index(
+    place: DataPlace, manifest: ShardManifest, labeler: dict[str, Any], class_names: Iterable[str]
+) -> SideIndex:
+    """Describe the tables (``describe_tables``) and write the index, after which they count as finished."""
+    index = describe_tables(place, manifest, labeler, class_names)
+    store_index(place, index)
+    return index
+
+
+def store_index(place: DataPlace, index: SideIndex) -> None:
+    """Write the index, after which its tables count as finished."""
+    content = json.dumps(index.model_dump(mode="json"), allow_nan=False) + "\n"
+    place.open().write(INDEX, content.encode(), replace=True)
+
+
+def describe_tables(
+    place: DataPlace, manifest: ShardManifest, labeler: dict[str, Any], class_names: Iterable[str]
+) -> SideIndex:
+    """Read every table once, check that it fits its shard, and count it.
+
+    Raises ``DataIntegrityError`` when a table does not belong to its shard or has a label outside the classes, naming the
+    file and the row.
+    """
+    store, names = place.open(), tuple(class_names)
+    entries = []
+    for shard in manifest.shards:
+        content = store.read(f"{shard.name}.parquet")
+        where = f"{place.uri}/{shard.name}.parquet"
+        try:
+            table = pq.read_table(io.BytesIO(content), columns=["id", "label", "kept"]).to_pandas()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataIntegrityError(f"{where} cannot be read ({error}); delete it and label again") from error
+        if len(table) != shard.num_images or not np.array_equal(table.id, shard.first_id + np.arange(shard.num_images)):
+            raise DataIntegrityError(
+                f"{where} has labels for {len(table)} images, not for images {shard.first_id} to "
+                f"{shard.first_id + shard.num_images - 1} in order; delete it and label again"
+            )
+        if (wrong := np.flatnonzero((table.label < 0) | (table.label >= len(names)))).size:
+            row = int(wrong[0])
+            raise DataIntegrityError(
+                f"{where}, row {row}: label {table.label[row]} is outside the {len(names)} classes 0 to {len(names) - 1}"
+            )
+        kept = np.bincount(table.label[table.kept], minlength=len(names))
+        dropped = np.bincount(table.label[~table.kept], minlength=len(names))
+        entries.append(
+            SideEntry(
+                name=shard.name,
+                num_images=len(table),
+                kept_per_class=tuple(int(count) for count in kept),
+                dropped_per_class=tuple(int(count) for count in dropped),
+                size_bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+            )
+        )
+    return SideIndex(
+        version=INDEX_VERSION,
+        images_sha256=manifest.sha256,
+        labeler=labeler,
+        class_names=names,
+        tables=tuple(entries),
+    )
+
+
+def read_side_index(place: DataPlace, manifest: ShardManifest) -> SideIndex:
+    """The index of side tables that belong to the images of ``manifest``.
+
+    Raises ``DataIntegrityError`` when there is none, it cannot be read, or it belongs to other images.
+    """
+    where = f"{place.uri}/{INDEX}"
+    try:
+        content = json.loads(place.open().read(INDEX))
+        if isinstance(content, dict) and content.get("version") != INDEX_VERSION:
+            raise DataIntegrityError(
+                f"{where} has version {content.get('version')}, this program reads version {INDEX_VERSION}; upgrade proxyrob"
+            )
+        index = SideIndex.model_validate(content)
+    except FileNotFoundError as error:
+        raise DataIntegrityError(f"{place.uri} holds no finished labels ({INDEX} is missing); label again") from error
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataIntegrityError(f"{where} cannot be read; delete it and label again") from error
+    if index.images_sha256 != manifest.sha256:
+        raise DataIntegrityError(f"{where} has labels for other images than those it lies beside; delete it and label again")
+    return index
+
+
+def read_side_table(place: DataPlace, entry: SideEntry, columns: list[str] | None = None) -> pd.DataFrame:
+    """One side table, its hash checked; ``columns`` are those to read, or all.
+
+    Raises ``DataIntegrityError`` when it is missing or altered, and ``ValueError`` when it lacks a column.
+    """
+    remedy = f"delete {place.uri}/{entry.key} and {place.uri}/{INDEX} and label again"
+    path = place.file(entry.key, sha256=entry.sha256, size_bytes=entry.size_bytes, remedy=remedy)
+    if columns is not None and (missing := set(columns) - set(pq.read_schema(path).names)):
+        raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(pq.read_schema(path).names)}")
+    return pq.read_table(path, columns=columns).to_pandas()
