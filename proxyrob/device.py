@@ -2,9 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BatchNormMode = Literal["eval", "train"]
+"""What batch normalisation divides by inside an attack: its running statistics, or those of the batch."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -35,6 +40,33 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def untracked(model: nn.Module) -> Iterator[None]:
+    """Let no running statistic of batch normalisation move; layers in train mode still divide by those of the batch."""
+    layers = [(layer, layer.track_running_stats) for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    for layer, _ in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer, tracked in layers:
+            layer.track_running_stats = tracked
+
+
+@contextmanager
+def attack_mode(model: nn.Module, batchnorm: BatchNormMode = "eval") -> Iterator[None]:
+    """Eval mode, in which batch normalisation stays as the caller set it where ``batchnorm`` is ``train``.
+
+    No running statistic moves either way, and every module gets its own flags back.
+    """
+    training = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    with eval_mode(model), untracked(model):
+        if batchnorm == "train":
+            for layer in training:
+                layer.training = True
+        yield
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from proxyrob.attacks.projection import ascend, project, random_start
-from proxyrob.device import eval_mode, frozen
+from proxyrob.device import BatchNormMode, attack_mode, frozen
 from proxyrob.threat import Threat
 
 
@@ -22,18 +22,20 @@ def attack_pgd(
     generator: torch.Generator,
     scale: float = 1.0,
     start: Float[Tensor, "b c h w"] | None = None,
+    batchnorm: BatchNormMode = "eval",
 ) -> Float[Tensor, "b c h w"]:
     """Images inside the threat model that raise ``loss`` of the logits, found in ``steps`` gradient steps.
 
     Each step has length ``relative_step`` · epsilon. ``scale`` shrinks the threat model, as during warm-up. The attack
-    starts from a uniform point of the ball unless ``start`` is given. The model is read in eval mode and its weight
-    gradients are not computed; both are restored. No weight changes and no running statistic moves.
+    starts from a uniform point of the ball unless ``start`` is given. The model is read in eval mode, its batch
+    normalisation as ``batchnorm`` says, and its weight gradients are not computed; all is restored. No weight changes and
+    no running statistic moves.
 
     Randomness: the starting point, from ``generator``.
     """
     step_size = relative_step * scale * float(threat.epsilon)
     perturbed = random_start(images, threat, generator, scale) if start is None else start
-    with eval_mode(model), frozen(model):
+    with attack_mode(model, batchnorm), frozen(model):
         for _ in range(steps):
             perturbed = perturbed.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(loss(model(perturbed)), perturbed)

@@ -4,41 +4,28 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from proxyrob.config.base import Config, Count, NonNegative, OpenShare, Positive, Share
+from proxyrob.config.base import Config, NonNegative, Positive, Share
+from proxyrob.config.objective import (
+    GaussianObjective,
+    MartObjective,
+    NaturalObjective,
+    PgdObjective,
+    SmoothAdvObjective,
+    StabilityObjective,
+    TradesObjective,
+)
+from proxyrob.config.optimizer import (
+    AdamWOptimizer,
+    CosineSchedule,
+    OneCycleSchedule,
+    OptimizerConfig,
+    ScheduleConfig,
+    SgdOptimizer,
+)
+from proxyrob.config.subset import SubsetConfig
 
-
-class NaturalObjective(Config):
-    """Cross-entropy on unperturbed images."""
-
-    kind: Literal["natural"] = "natural"
-
-
-class PgdObjective(Config):
-    """Cross-entropy on images perturbed by projected gradient descent (Madry et al. 2018)."""
-
-    kind: Literal["pgd"] = "pgd"
-    attack_steps: Count = 10
-    relative_step: Annotated[float, Field(gt=0.0, le=2.0, description="attack step size as a share of epsilon")] = 0.25
-
-
-class TradesObjective(Config):
-    """Cross-entropy plus beta times the divergence to perturbed images (Zhang et al. 2019)."""
-
-    kind: Literal["trades"] = "trades"
-    beta: Positive = 6.0
-    attack_steps: Count = 10
-    relative_step: Annotated[float, Field(gt=0.0, le=2.0, description="attack step size as a share of epsilon")] = 0.25
-
-
-class StabilityObjective(Config):
-    """Cross-entropy plus beta times the divergence under Gaussian noise, for smoothing (Li et al. 2019)."""
-
-    kind: Literal["stability"] = "stability"
-    beta: Positive = 6.0
-    sigma: Annotated[float, Field(gt=0.0, le=2.0, description="noise in pixel units of [0,1]")] = 0.25
-
-
-RobustObjective = Annotated[NaturalObjective | PgdObjective | TradesObjective, Field(discriminator="kind")]
+RobustObjective = Annotated[NaturalObjective | PgdObjective | TradesObjective | MartObjective, Field(discriminator="kind")]
+SmoothObjective = Annotated[StabilityObjective | GaussianObjective | SmoothAdvObjective, Field(discriminator="kind")]
 
 
 class TrainConfig(Config):
@@ -50,10 +37,28 @@ class TrainConfig(Config):
     gamma: Annotated[Share, Field(description="weight of the loss on real images; 1 - gamma is that of synthetic ones")] = 0.5
     learning_rate: Positive = 1e-2
     weight_decay: NonNegative = 5e-4
+    optimizer: OptimizerConfig = AdamWOptimizer()
+    schedule: ScheduleConfig = CosineSchedule()
+    max_gradient_norm: Annotated[
+        Positive | None, Field(description="a longer gradient, of all weights together, is shortened to this")
+    ] = None
     warmup: Annotated[Share, Field(description="share of the steps in which the perturbation grows to its full size")] = 0.2
-    ema_decay: OpenShare = 0.99
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0, description="of the average of the weights; 0: the last weights")] = 0.99
+    ema_warmup: Annotated[
+        float, Field(ge=0.0, lt=1.0, description="share of the steps in which the average is the weights themselves")
+    ] = 0.0
     shift: Annotated[int, Field(ge=0, description="random translation of the images, in pixels")] = 0
+    flip: Annotated[bool, Field(description="mirror half of the images left to right")] = False
+    cutmix: Annotated[Share, Field(description="share of batches whose images exchange boxes (Yun et al. 2019)")] = 0.0
+    subset: Annotated[SubsetConfig, Field(description="which of the labelled synthetic images are trained on")] = SubsetConfig()
     checkpoint_every: Annotated[int, Field(gt=0, description="steps between checkpoints")] = 100
+    validate_every: Annotated[
+        int | None, Field(gt=0, description="steps between measurements on validation and training images; without it none")
+    ] = None
+    selection: Annotated[
+        Literal["last", "validation"],
+        Field(description="released weights: the last, or those with the best PGD accuracy on validation images"),
+    ] = "last"
 
     @property
     def num_synthetic(self) -> int:
@@ -76,11 +81,29 @@ class TrainConfig(Config):
                 )
         elif self.gamma != 1.0:
             raise ValueError(f"gamma {self.gamma:g} has no effect with synthetic_fraction 0; set gamma to 1")
+        elif not self.subset.is_all:
+            raise ValueError("subset chooses synthetic images and has no effect with synthetic_fraction 0; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_momentum(self) -> "TrainConfig":
+        match self.optimizer, self.schedule:
+            case SgdOptimizer(momentum=momentum), OneCycleSchedule(cycles_momentum=True) if momentum != SgdOptimizer().momentum:
+                raise ValueError(
+                    f"optimizer.momentum {momentum:g} has no effect where the schedule cycles the momentum; leave it out or "
+                    "set schedule.cycles_momentum to false"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _measured(self) -> "TrainConfig":
+        if self.selection == "validation" and self.validate_every is None:
+            raise ValueError("selection 'validation' needs measurements to choose from; set validate_every")
         return self
 
     def real_only(self) -> "TrainConfig":
         """The same training without synthetic images: the same steps and the same batch size."""
-        return self.replace(synthetic_fraction=0.0, gamma=1.0)
+        return self.replace(synthetic_fraction=0.0, gamma=1.0, subset=SubsetConfig())
 
 
 class RobustTrainConfig(TrainConfig):
@@ -92,4 +115,4 @@ class RobustTrainConfig(TrainConfig):
 class SmoothTrainConfig(TrainConfig):
     """Training of the base classifier of randomized smoothing."""
 
-    objective: StabilityObjective = StabilityObjective()
+    objective: SmoothObjective = StabilityObjective()

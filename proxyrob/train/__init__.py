@@ -1,6 +1,23 @@
 """Training classifiers on real and synthetic images."""
 
-from proxyrob.train.loop import TrainReport, read_history, train_classifier
-from proxyrob.train.objectives import compute_losses
+from proxyrob.train.awp import awp_gamma, perturbed_weights
+from proxyrob.train.loop import TrainReport, read_curve, read_history, train_classifier
+from proxyrob.train.objectives import LossParts, PerturbedBatch, compute_losses, losses_on, perturb_images
+from proxyrob.train.optimizer import build_average, build_optimizer, clip_gradients
 
-__all__ = ["TrainReport", "compute_losses", "read_history", "train_classifier"]
+__all__ = [
+    "LossParts",
+    "PerturbedBatch",
+    "TrainReport",
+    "awp_gamma",
+    "build_average",
+    "build_optimizer",
+    "clip_gradients",
+    "compute_losses",
+    "losses_on",
+    "perturb_images",
+    "perturbed_weights",
+    "read_curve",
+    "read_history",
+    "train_classifier",
+]

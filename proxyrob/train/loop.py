@@ -1,40 +1,43 @@
 """The one training loop."""
 
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from proxyrob.attacks import attack_pgd
 from proxyrob.config.models import ModelConfig
-from proxyrob.config.train import NaturalObjective, RobustTrainConfig, SmoothTrainConfig
+from proxyrob.config.objective import NaturalObjective
+from proxyrob.config.train import RobustTrainConfig, SmoothTrainConfig
 from proxyrob.errors import NonFiniteLoss
-from proxyrob.mix import Mix, read_synthetic
+from proxyrob.mix import Augmentation, Mix, MixedBatch, SyntheticSet
 from proxyrob.models import MODEL_FILES, Classifier, ClassifierCard, build_classifier, channel_statistics, save_classifier
 from proxyrob.rng import Streams
-from proxyrob.schedule import average_with_warmup, cosine_with_warmup
 from proxyrob.source import Split, read_split, source_report
 from proxyrob.storage import Report, Stage
 from proxyrob.storage.checkpoint import load_checkpoint, save_checkpoint
 from proxyrob.storage.files import write_table
 from proxyrob.threat import Threat
-from proxyrob.train.objectives import compute_losses
+from proxyrob.train.awp import awp_gamma, perturbed_weights
+from proxyrob.train.objectives import losses_on, perturb_images
+from proxyrob.train.optimizer import build_average, build_optimizer, clip_gradients
+from proxyrob.train.validation import Selection, Validator
 from proxyrob.types import OnProgress, no_progress
 
 REPORT_EVERY = 10
 HISTORY = "history.parquet"
-VALIDATION_PGD_STEPS = 10
+CURVE = "curve.parquet"
 
 
 class TrainReport(Report):
-    """A trained classifier. The released weights are the average at the last step: nothing was selected."""
+    """A trained classifier. The released weights are the average after ``released_step`` steps."""
 
     steps: int
+    released_step: int
     num_parameters: int
     num_validation: int
     validation_correct: int
@@ -47,7 +50,7 @@ def train_classifier(
     config: RobustTrainConfig | SmoothTrainConfig,
     *,
     source: Stage,
-    synthetic: tuple[Stage, Stage] | None,
+    synthetic: Sequence[SyntheticSet],
     threat: Threat | None,
     seed: int,
     stage: Stage,
@@ -56,13 +59,14 @@ def train_classifier(
 ) -> TrainReport:
     """Minimise γ·L(real) + (1-γ)·L(synthetic) and write the exponential average of the weights.
 
-    ``synthetic`` is the stages of the samples and of their labels, or ``None`` to train on real images alone. AdamW with
-    a cosine schedule; the perturbation grows linearly over the first ``warmup`` share of the steps. Goes on from its
-    checkpoint and ends with the weights an uninterrupted run ends with. Writes ``model.safetensors``, ``model.json`` and
-    ``history.parquet`` (step, loss, accuracy on the perturbed batch, learning rate, wall time).
+    ``synthetic`` are the sets of labelled synthetic images, none to train on real images alone. The perturbation grows
+    linearly over the first ``warmup`` share of the steps. Goes on from its checkpoint and ends with the weights an
+    uninterrupted run ends with. Writes ``model.safetensors``, ``model.json``, ``history.parquet`` (step, loss, accuracy on
+    the perturbed batch, learning rate, wall time) and ``curve.parquet`` (what was measured every ``validate_every`` steps).
+    Weights are selected on validation images or not at all.
 
-    Randomness: ``train/initial``; ``train/perturb`` by step; ``mix/…``. Raises ``NonFiniteLoss`` naming the step and
-    the images of its batch.
+    Randomness: ``train/initial``; ``train/perturb`` by step; ``train/validate`` by batch; ``mix/…``. Raises
+    ``NonFiniteLoss`` naming the step and the images of its batch.
     """
     if (report := stage.finished(TrainReport)) is not None:
         return report
@@ -71,82 +75,145 @@ def train_classifier(
     split = read_split(source, "train")
     mix = Mix(
         split,
-        read_synthetic(*synthetic) if synthetic else None,
+        synthetic,
         batch_size=config.batch_size,
         num_synthetic=config.num_synthetic,
         gamma=config.gamma,
-        shift=config.shift,
+        num_classes=len(source_report(source).class_names),
         streams=streams,
+        augmentation=Augmentation(config.shift, config.flip, config.cutmix),
+        subset=config.subset,
     )
     classifier = build_classifier(_card(model, source, split), streams.entropy("train/initial")).to(device).train()
-    average = AveragedModel(classifier, multi_avg_fn=average_with_warmup(config.ema_decay))
-    optimizer = torch.optim.AdamW(
-        classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    schedule = cosine_with_warmup(optimizer, config.steps)
-    parts = {"model": classifier, "average": average, "optimizer": optimizer, "schedule": schedule}
+    average = build_average(config, classifier)
+    optimizer, schedule = build_optimizer(config, classifier)
+    adversarial = threat is not None and not isinstance(config.objective, NaturalObjective)
+    validation = read_split(source, "validation")
+    validator = Validator(split, validation, threat if adversarial else None, streams, device)
+    selection = Selection()
+    parts = {
+        "model": classifier,
+        "average": average,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "selection": selection,
+    }
     first, history = load_checkpoint(stage, parts, device)
     rows = list(history)
     recent: list[Tensor] = []
-    for step in range(first, config.steps):
-        batch = mix.batch(step, device)
-        found = compute_losses(
-            config.objective,
-            classifier,
-            batch.images,
-            batch.labels,
-            threat=threat,
-            scale=_warmup(step, config),
-            generator=streams.torch("train/perturb", device, step=step),
+    for step, batch in enumerate(mix.batches(first, config.steps, device), start=first):
+        loss, logits = _take_step(
+            config, classifier, optimizer, batch, threat, step, streams.torch("train/perturb", device, step=step)
         )
-        loss = (batch.weights * found.losses).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
         average.update_parameters(classifier)
-        recent.append(loss.detach())
-        is_checkpoint = (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps
+        recent.append(loss)
+        is_last = step + 1 == config.steps
+        is_checkpoint = (step + 1) % config.checkpoint_every == 0 or is_last
+        is_measured = config.validate_every is not None and ((step + 1) % config.validate_every == 0 or is_last)
         if (step + 1) % REPORT_EVERY == 0 or is_checkpoint:
             losses = torch.stack(recent).tolist()
             _require_finite(losses, step, mix)
-            accuracy = (found.logits.detach().argmax(1) == batch.labels).float().mean().item()
             rows.append(
                 {
                     "step": step + 1,
                     "loss": losses[-1],
-                    "accuracy": accuracy,
+                    "accuracy": (logits.argmax(1) == batch.labels).float().mean().item(),
                     "learning_rate": float(schedule.get_last_lr()[0]),
                     "time_s": time.time(),
                 }
             )
             recent = []
-            on_progress(step + 1, config.steps, loss=losses[-1], accuracy=accuracy)
+        if is_measured:
+            selection.offer(validator.measure(average.module, step + 1), average.module)
+        if not recent or is_measured:
+            on_progress(step + 1, config.steps, **_figures(rows[-1:], selection.curve[-1:] if is_measured else []))
         schedule.step()
-        if is_checkpoint and step + 1 < config.steps:
+        if is_checkpoint and not is_last:
             save_checkpoint(stage, step + 1, parts, tuple(rows))
+    mix.close()
+    _require_finite_weights(average, config.steps)
     released = average.module
     assert isinstance(released, Classifier)  # a copy of what the average was built from
+    if config.selection == "validation":
+        released.load_state_dict(selection.weights)
     save_classifier(released, stage.folder)
-    write_table(stage.folder / HISTORY, pd.DataFrame(rows).astype({"step": "int64"}))
-    validation = read_split(source, "validation")
-    adversarial = threat is not None and not isinstance(config.objective, NaturalObjective)
+    files = [*MODEL_FILES, *_write_curves(stage, {HISTORY: rows, CURVE: selection.curve})]
+    correct, pgd_correct = validator.count_correct(released, validation)
     report = TrainReport(
         steps=config.steps,
+        released_step=selection.step if config.selection == "validation" else config.steps,
         num_parameters=sum(parameter.numel() for parameter in classifier.parameters()),
         num_validation=len(validation),
-        validation_correct=_count_correct(released, validation.images, validation, device),
-        validation_pgd_correct=_validate_pgd(released, validation, threat, streams, device) if threat and adversarial else None,
-        selection="last step",
+        validation_correct=correct,
+        validation_pgd_correct=pgd_correct,
+        selection="last step" if config.selection == "last" else f"best on validation images (step {selection.step})",
     )
-    stage.finish(report, [*MODEL_FILES, HISTORY], started)
+    stage.finish(report, files, started)
     stage.clear()
     return report
 
 
 def read_history(stage: Stage) -> pd.DataFrame:
     """The curve of a finished training: step, loss, accuracy, learning_rate, time_s."""
-    path: Path = stage.verified(HISTORY)
-    return pd.read_parquet(path)
+    return pd.read_parquet(stage.verified(HISTORY))
+
+
+def read_curve(stage: Stage) -> pd.DataFrame:
+    """What was measured while training ran, of the averaged weights (``Validator.measure``); empty if nothing was."""
+    record = stage.record()
+    if record is None or CURVE not in {entry.name for entry in record.files}:
+        return pd.DataFrame({"step": [], "time_s": []})
+    return pd.read_parquet(stage.verified(CURVE))
+
+
+def _write_curves(stage: Stage, curves: dict[str, list[dict[str, float]]]) -> list[str]:
+    """Write those that have points; their names."""
+    written = {name: rows for name, rows in curves.items() if rows}
+    for name, rows in written.items():
+        write_table(stage.folder / name, pd.DataFrame(rows).astype({"step": "int64"}))
+    return list(written)
+
+
+def _take_step(
+    config: RobustTrainConfig | SmoothTrainConfig,
+    classifier: Classifier,
+    optimizer: Optimizer,
+    batch: MixedBatch,
+    threat: Threat | None,
+    step: int,
+    generator: torch.Generator,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "b k"]]:
+    """One update of the weights; the loss before it, and the logits of the perturbed images."""
+    perturbed = perturb_images(
+        config.objective,
+        classifier,
+        batch.images,
+        batch.targets,
+        threat=threat,
+        scale=_warmup(step, config),
+        generator=generator,
+    )
+
+    def weighted() -> tuple[Float[Tensor, ""], Float[Tensor, "b k"]]:
+        found = losses_on(config.objective, classifier, perturbed)
+        return (batch.weights * found.losses).sum(), found.logits
+
+    optimizer.zero_grad(set_to_none=True)
+    gamma = awp_gamma(config.objective.awp, step, config.steps)
+    with perturbed_weights(classifier, gamma, lambda: weighted()[0]):
+        loss, logits = weighted()
+        loss.backward()
+    clip_gradients(config, classifier)
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
+def _figures(rows: list[dict[str, float]], curve: list[dict[str, float]]) -> dict[str, float]:
+    """What is worth showing while training runs."""
+    row: dict[str, float] = {}
+    for part in (*rows, *curve):
+        row |= part
+    return {name: value for name, value in row.items() if name not in ("step", "time_s")}
 
 
 def _card(model: ModelConfig, source: Stage, split: Split) -> ClassifierCard:
@@ -169,21 +236,8 @@ def _require_finite(losses: list[float], last_step: int, mix: Mix) -> None:
             )
 
 
-@torch.inference_mode()
-def _count_correct(model: nn.Module, images: Float[Tensor, "n c h w"], split: Split, device: str) -> int:
-    model.eval()
-    return int((model(images.to(device)).argmax(1).cpu() == split.targets).sum())
-
-
-def _validate_pgd(model: nn.Module, split: Split, threat: Threat, streams: Streams, device: str) -> int:
-    targets = split.targets.to(device)
-    attacked = attack_pgd(
-        model,
-        split.images.to(device),
-        lambda logits: F.cross_entropy(logits, targets, reduction="sum"),
-        threat,
-        steps=VALIDATION_PGD_STEPS,
-        relative_step=0.25,
-        generator=streams.torch("train/validate", device),
-    )
-    return _count_correct(model, attacked, split, device)
+def _require_finite_weights(average: AveragedModel, step: int) -> None:
+    """The loss of a step does not show what its update did to the weights; the last update has no loss after it."""
+    for name, weight in average.module.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            raise NonFiniteLoss(f"the weights {name} are not finite after step {step - 1}; lower the learning rate")

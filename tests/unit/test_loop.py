@@ -19,17 +19,20 @@ from proxyrob.config import (
     RobustTrainConfig,
     SmoothTrainConfig,
     StabilityObjective,
+    SubsetConfig,
     TradesObjective,
 )
+from proxyrob.config.objective import AwpConfig, MartObjective, SmoothAdvObjective
+from proxyrob.config.optimizer import OneCycleSchedule, SgdOptimizer
 from proxyrob.errors import CheckpointMismatch, DataIntegrityError, NonFiniteLoss
-from proxyrob.mix import Mix, read_synthetic
+from proxyrob.mix import Augmentation, Mix, SyntheticSet
 from proxyrob.models import load_classifier
 from proxyrob.rng import Streams
 from proxyrob.source import read_split
 from proxyrob.storage import Stage
 from proxyrob.storage.checkpoint import POINTER, CheckpointPointer
 from proxyrob.threat import Threat, parse_threat
-from proxyrob.train import TrainReport, read_history, train_classifier
+from proxyrob.train import TrainReport, read_curve, read_history, train_classifier
 from tests.conftest import MakeStage
 from tests.toys import Killer, Recorder, StopHereError, damage, files_below, same_state
 
@@ -42,8 +45,16 @@ NATURAL = RobustTrainConfig(objective=NaturalObjective(), **SHORT)
 PGD = RobustTrainConfig(objective=PgdObjective(attack_steps=2), **SHORT)
 TRADES = RobustTrainConfig(objective=TradesObjective(attack_steps=2), **SHORT)
 STABILITY = SmoothTrainConfig(objective=StabilityObjective(), **SHORT)
-
-Synthetic = tuple[Stage, Stage]
+SMOOTHADV = SmoothTrainConfig(objective=SmoothAdvObjective(attack_steps=2), **SHORT)
+MART = RobustTrainConfig(objective=MartObjective(attack_steps=2, awp=AwpConfig(gamma=0.01, warmup=0.25)), **SHORT)
+RECIPE = TRADES.replace(
+    optimizer=SgdOptimizer(),
+    schedule=OneCycleSchedule(),
+    max_gradient_norm=1.0,
+    ema_warmup=0.1,
+    validate_every=8,
+    selection="validation",
+)
 
 
 def _train(
@@ -51,7 +62,7 @@ def _train(
     digits: Stage,
     stage: Stage,
     *,
-    synthetic: Synthetic | None = None,
+    synthetic: SyntheticSet | None = None,
     model: ModelConfig = CNN,
     threat: Threat | None = THREAT,
     seed: int = 0,
@@ -61,7 +72,7 @@ def _train(
         model,
         config,
         source=digits,
-        synthetic=synthetic,
+        synthetic=() if synthetic is None else (synthetic,),
         threat=threat,
         seed=seed,
         stage=stage,
@@ -77,12 +88,6 @@ def _curve(stage: Stage) -> pd.DataFrame:
     return read_history(stage).drop(columns="time_s")
 
 
-@pytest.fixture
-def synthetic(samples: Stage, labels: Stage) -> Synthetic:
-    """Samples and their labels, as training takes them."""
-    return samples, labels
-
-
 @pytest.mark.parametrize(
     ("config", "model", "threat"),
     [
@@ -92,6 +97,13 @@ def synthetic(samples: Stage, labels: Stage) -> Synthetic:
         pytest.param(TRADES, CNN, THREAT, id="trades"),
         pytest.param(STABILITY, CNN, None, id="stability"),
         pytest.param(PGD, RESNET, THREAT, id="pgd-batchnorm"),
+        pytest.param(PGD.replace(flip=True, cutmix=0.5), CNN, THREAT, id="pgd-cutmix"),
+        pytest.param(TRADES.replace(cutmix=0.5), CNN, THREAT, id="trades-cutmix"),
+        pytest.param(STABILITY.replace(cutmix=1.0), CNN, None, id="stability-cutmix"),
+        pytest.param(NATURAL.replace(subset=SubsetConfig(min_confidence=0.5)), CNN, THREAT, id="natural-subset"),
+        pytest.param(MART, RESNET, THREAT, id="mart-awp"),
+        pytest.param(SMOOTHADV, CNN, None, id="smoothadv"),
+        pytest.param(RECIPE, RESNET, THREAT, id="sgd-one-cycle-clipped-selected"),
     ],
 )
 def test_stopping_and_resuming_equals_not_stopping(
@@ -99,7 +111,7 @@ def test_stopping_and_resuming_equals_not_stopping(
     model: ModelConfig,
     threat: Threat | None,
     digits: Stage,
-    synthetic: Synthetic,
+    synthetic: SyntheticSet,
     make_stage: MakeStage,
 ) -> None:
     """Killed twice and resumed from its checkpoints, a training ends with the same weights and curve bit for bit."""
@@ -111,9 +123,40 @@ def test_stopping_and_resuming_equals_not_stopping(
         with pytest.raises(StopHereError):
             _train(config, digits, pieces, on_progress=killer, **given)
     assert _train(config, digits, pieces, on_progress=last, **given) == expected
-    assert (first.told, second.told, [done for done, _ in last.told]) == ([10, 20], [20, 30, 40], [40])
+    if config.validate_every is None:
+        assert (first.told, second.told, [done for done, _ in last.told]) == ([10, 20], [20, 30, 40], [40])
     assert same_state(_weights(pieces), _weights(whole))
     pd.testing.assert_frame_equal(_curve(pieces), _curve(whole), check_exact=True, check_dtype=False)
+
+
+def test_selected_weights_are_those_that_were_best_on_validation_images(digits: Stage, make_stage: MakeStage) -> None:
+    """The released weights are the average at the measured step of the highest PGD accuracy, the first of equal ones."""
+    config = PGD.replace(**REAL_ONLY, validate_every=10, selection="validation", steps=80, learning_rate=0.02)
+    stage = make_stage("train")
+    report, curve = _train(config, digits, stage), read_curve(stage)
+    assert curve.step.tolist() == list(range(10, 81, 10))
+    best = curve.loc[curve.validation_pgd_accuracy.idxmax()]
+    assert report.released_step == best.step
+    assert report.selection == f"best on validation images (step {report.released_step})"
+    assert report.validation_pgd_correct == round(best.validation_pgd_accuracy * report.num_validation)
+    assert report.validation_correct == round(best.validation_accuracy * report.num_validation)
+    assert ((curve.train_pgd_accuracy - curve.validation_pgd_accuracy) == curve.robust_gap).all()
+
+
+def test_measuring_changes_nothing(digits: Stage, make_stage: MakeStage) -> None:
+    """A training that is measured while it runs ends with the weights of one that is not."""
+    plain, measured = make_stage("train", k="plain"), make_stage("train", k="measured")
+    _train(PGD.replace(**REAL_ONLY), digits, plain, model=RESNET)
+    _train(PGD.replace(**REAL_ONLY, validate_every=7), digits, measured, model=RESNET)
+    assert same_state(_weights(plain), _weights(measured))
+    assert read_curve(plain).empty
+    assert read_curve(measured).step.tolist() == [7, 14, 21, 28, 35, 40]
+
+
+def test_selection_needs_measurements() -> None:
+    """Weights cannot be selected on measurements that are not made."""
+    with pytest.raises(ValueError, match="set validate_every"):
+        PGD.replace(selection="validation")
 
 
 def test_a_resumed_training_writes_the_same_columns(digits: Stage, make_stage: MakeStage) -> None:
@@ -136,17 +179,18 @@ def test_a_checkpoint_comes_after_every_so_many_steps(digits: Stage, make_stage:
     assert CheckpointPointer.model_validate_json((stage.scratch / POINTER).read_bytes()).step == 15
 
 
-def test_a_training_equals_a_loop_written_out(digits: Stage, synthetic: Synthetic, make_stage: MakeStage) -> None:
+def test_a_training_equals_a_loop_written_out(digits: Stage, synthetic: SyntheticSet, make_stage: MakeStage) -> None:
     """Mix, warm-up, attack, weighted loss, AdamW, cosine and average, written out, give the same weights."""
     config = PGD.replace(steps=12, warmup=0.5, gamma=0.3, ema_decay=0.8)
     stage, streams = make_stage("train"), Streams(3)
     mix = Mix(
         read_split(digits, "train"),
-        read_synthetic(*synthetic),
+        [synthetic],
         batch_size=12,
         num_synthetic=6,
         gamma=0.3,
-        shift=1,
+        num_classes=10,
+        augmentation=Augmentation(shift=1),
         streams=streams,
     )
     _train(
@@ -181,7 +225,7 @@ def test_a_training_equals_a_loop_written_out(digits: Stage, synthetic: Syntheti
         assert torch.allclose(value, average[name], atol=2e-4), name
 
 
-def test_diverging_names_the_step_and_the_images(digits: Stage, synthetic: Synthetic, make_stage: MakeStage) -> None:
+def test_diverging_names_the_step_and_the_images(digits: Stage, synthetic: SyntheticSet, make_stage: MakeStage) -> None:
     """With an absurd learning rate the second loss is not finite; the error names step 1 and its images."""
     stage = make_stage("train")
     config = NATURAL.replace(learning_rate=1e25)
@@ -189,11 +233,12 @@ def test_diverging_names_the_step_and_the_images(digits: Stage, synthetic: Synth
         _train(config, digits, stage, synthetic=synthetic)
     mix = Mix(
         read_split(digits, "train"),
-        read_synthetic(*synthetic),
+        [synthetic],
         batch_size=12,
         num_synthetic=6,
         gamma=0.5,
-        shift=1,
+        num_classes=10,
+        augmentation=Augmentation(shift=1),
         streams=Streams(0),
     )
     assert mix.batch(1).describe() in str(error.value)
@@ -201,7 +246,7 @@ def test_diverging_names_the_step_and_the_images(digits: Stage, synthetic: Synth
     assert files_below(stage.folder) == set(), "neither weights nor a checkpoint of a diverged training"
 
 
-def test_mixed_training_uses_the_synthetic_images(digits: Stage, synthetic: Synthetic, make_stage: MakeStage) -> None:
+def test_mixed_training_uses_the_synthetic_images(digits: Stage, synthetic: SyntheticSet, make_stage: MakeStage) -> None:
     """Real-only and mixed start alike and end apart, and gamma decides how much the synthetic images weigh."""
     stages = {name: make_stage("train", k=name) for name in ("real", "mixed", "more")}
     _train(NATURAL.replace(**REAL_ONLY), digits, stages["real"])
@@ -212,7 +257,9 @@ def test_mixed_training_uses_the_synthetic_images(digits: Stage, synthetic: Synt
     assert not torch.allclose(weights[1], weights[2], atol=1e-3)
 
 
-def test_a_share_of_synthetic_images_without_any_is_refused(digits: Stage, synthetic: Synthetic, make_stage: MakeStage) -> None:
+def test_a_share_of_synthetic_images_without_any_is_refused(
+    digits: Stage, synthetic: SyntheticSet, make_stage: MakeStage
+) -> None:
     """A mix that is asked for and not given, or given and not asked for, is refused before training."""
     with pytest.raises(ValueError, match="expected synthetic images exactly when a batch has some"):
         _train(NATURAL, digits, make_stage("train"))
