@@ -10,12 +10,12 @@ from typing import Any, Self
 import yaml
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.plan import Plan
+from flows.plan import Plan, Variant
 from flows.registry import Registration
 from flows.report import build_report, render_markdown, write_report
 from flows.settings import CONFIGURATION
 from flows.stages import current_session
-from flows.tracking import Tracker
+from flows.tracking import CURVE_PREFIX, SMOOTH_CURVE_PREFIX, LiveCurve, Tracker
 from proxyrob.certify.smoothing import CERTIFICATES
 from proxyrob.compare import Comparison
 from proxyrob.evaluate.verdicts import VERDICTS
@@ -46,6 +46,14 @@ class Outcome:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
             self.tracker.fail(self._run_id, str(error) or type(error).__name__)
+
+    def curve(self, variant: Variant) -> LiveCurve:
+        """Shows the training of a variant in MLflow while it runs."""
+        return self.tracker.live_curve(self.tracker.open_variant(self.plan, variant, self._run_id), CURVE_PREFIX)
+
+    def smooth_curve(self, variant: Variant) -> LiveCurve:
+        """Shows the training for smoothing of a variant in MLflow while it runs."""
+        return self.tracker.live_curve(self.tracker.open_variant(self.plan, variant, self._run_id), SMOOTH_CURVE_PREFIX)
 
     def record_models(self) -> str:
         """Record the proxy and every model; the run id of the model that is released."""

@@ -10,9 +10,9 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.assess import assess_attacks, assess_certificates
 from flows.build_proxy import build_proxy
 from flows.outcome import Outcome
-from flows.plan import plan_pipeline
+from flows.plan import pin_config, plan_pipeline
 from flows.release import compare_variants, draw_pictures, export_released, release
-from flows.stages import await_stages, current_session, open_worker_session
+from flows.stages import await_stages, open_worker_session
 from flows.train_robust import train_robust, train_smooth
 from proxyrob.config import load_config
 
@@ -27,18 +27,20 @@ def run_pipeline(preset: str = "digits", changes: tuple[str, ...] = (), output: 
     ``preset`` is a preset's name or a YAML file, ``changes`` are ``key.path=value``, ``output`` is the folder of
     ``report.json`` and the pictures. Stages that were done before are not done again. Returns the report.
     """
-    config = load_config(preset, changes)
     with ExitStack() as stack:
-        stack.enter_context(open_worker_session())
-        plan = plan_pipeline(config, current_session().settings.store)
+        settings = stack.enter_context(open_worker_session()).settings
+        config = pin_config(load_config(preset, changes), settings)
+        plan = plan_pipeline(config, settings.store, settings.place)
         outcome = stack.enter_context(Outcome(plan, changes, output))
         built = build_proxy(plan)
         attacked, certified = {}, {}
         for variant in reversed(plan.variants):  # the mixed one first: what follows from it takes longest
-            attacked[variant] = assess_attacks(plan, variant, [train_robust(plan, variant, built)])
+            trained = train_robust(plan, variant, built, outcome.curve(variant))
+            attacked[variant] = assess_attacks(plan, variant, [trained])
         exported = export_released(plan, [attacked[plan.released].evaluation])
         for variant in reversed(plan.variants):
-            certified[variant] = assess_certificates(plan, variant, [train_smooth(plan, variant, built)])
+            smoothed = train_smooth(plan, variant, built, outcome.smooth_curve(variant))
+            certified[variant] = assess_certificates(plan, variant, [smoothed])
         draw_pictures(plan, [exported, *certified.values(), *(futures.sanity for futures in attacked.values())])
         await_stages()
         run_id = outcome.record_models()

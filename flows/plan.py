@@ -1,22 +1,28 @@
 """Which stages there are, and the digest of each: known from the configuration alone, before any work."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from flows.settings import PUBLISHED_SETS, Settings
 from proxyrob.config import CertifyConfig, EvaluateConfig, PipelineConfig, RobustTrainConfig, SmoothTrainConfig
 from proxyrob.config.base import Config, digest_of
 from proxyrob.config.label import LabelerConfig
-from proxyrob.config.proxy import DiffusionProxy
-from proxyrob.config.train import NaturalObjective, PgdObjective, TradesObjective
-from proxyrob.storage import Stage
+from proxyrob.config.objective import MartObjective, NaturalObjective, PgdObjective, TradesObjective
+from proxyrob.config.proxy import DiffusionProxy, JitterProxy, PublishedProxy, WeightedProxy, weighted_parts
+from proxyrob.mix import SyntheticSet
+from proxyrob.proxy import pin_proxy
+from proxyrob.shards import GIVEN_LABELS
+from proxyrob.source.fingerprint import pin_source
+from proxyrob.storage import DataPlace, Stage
 from proxyrob.threat import Threat
 
 Variant = Literal["real-only", "mixed"]
 
 FOLDER_DIGITS = 16
+OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
 
 
 @dataclass(frozen=True)
@@ -31,17 +37,44 @@ class VariantStages:
 
 
 @dataclass(frozen=True)
+class ProxyStages:
+    """The stages of one proxy, and where its images and labels lie. ``fit`` is ``None`` where there is nothing to fit."""
+
+    name: str
+    weight: float
+    config: DiffusionProxy | JitterProxy | PublishedProxy
+    fit: Stage | None
+    samples: Stage
+    labels: Stage
+    images_at: DataPlace
+    labels_at: DataPlace
+
+    @property
+    def takes_given_labels(self) -> bool:
+        """Whether the labels that the images came with are used, rather than votes."""
+        return _takes_given_labels(self.config)
+
+    @property
+    def given_at(self) -> DataPlace:
+        """Where the labels lie that a published set came with."""
+        return self.images_at.below(f"labels/{GIVEN_LABELS}")
+
+    @property
+    def synthetic(self) -> SyntheticSet:
+        """As training takes it."""
+        return SyntheticSet(self.images_at, self.labels_at, self.weight, self.name)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Every stage of one configuration. The stages of the proxy are ``None`` where there is none."""
+    """Every stage of one configuration. There are no ``proxies`` and ``labelers`` where all images are real."""
 
     config: PipelineConfig
     digest: str
     store: Path
     source: Stage
-    proxy: Stage | None
-    samples: Stage | None
+    proxies: tuple[ProxyStages, ...]
     labelers: tuple[Stage, Stage] | None
-    labels: Stage | None
     variants: dict[Variant, VariantStages]
     export: Stage
     pictures: Stage
@@ -49,12 +82,12 @@ class Plan:
     @property
     def released(self) -> Variant:
         """The variant that is exported and registered."""
-        return "mixed" if self.samples is not None else "real-only"
+        return "mixed" if self.proxies else "real-only"
 
     @property
-    def synthetic(self) -> tuple[Stage, Stage] | None:
-        """Samples and labels, as training takes them."""
-        return (self.samples, self.labels) if self.samples is not None and self.labels is not None else None
+    def synthetic(self) -> tuple[SyntheticSet, ...]:
+        """The synthetic images, as training takes them."""
+        return tuple(proxy.synthetic for proxy in self.proxies)
 
     @property
     def run_name(self) -> str:
@@ -64,11 +97,21 @@ class Plan:
     def stages(self) -> Iterator[Stage]:
         """All stages in order."""
         yield self.source
-        yield from (stage for stage in (self.proxy, self.samples, *(self.labelers or ()), self.labels) if stage is not None)
+        yield from self.labelers or ()
+        for proxy in self.proxies:
+            yield from (stage for stage in (proxy.fit, proxy.samples, proxy.labels) if stage is not None)
         for variant in self.variants.values():
             yield from (getattr(variant, field.name) for field in fields(variant))
         yield self.export
         yield self.pictures
+
+
+def pin_config(config: PipelineConfig, settings: Settings) -> PipelineConfig:
+    """Fill in the identity of whatever the configuration only names: files of real images, published sets.
+
+    Raises ``DataIntegrityError`` or ``OSError`` when something is not there, or is another than the configuration says.
+    """
+    return config.replace(proxy=pin_proxy(config.proxy, settings.sets), source=pin_source(config.source))
 
 
 def robust_training(config: PipelineConfig, variant: Variant) -> RobustTrainConfig:
@@ -109,6 +152,11 @@ def derive_stage(
     return Stage(kind, digest, (folder or store / kind) / digest[:FOLDER_DIGITS], configuration)
 
 
+def source_stage(config: PipelineConfig, store: Path) -> Stage:
+    """The real images."""
+    return derive_stage(store, config.seed, "source", (), config.source)
+
+
 def evaluate_stage(config: EvaluateConfig, source: Stage, train: Stage, threat: Threat, seed: int, store: Path) -> Stage:
     """Attacks on the classifier that ``train`` ends with."""
     return derive_stage(store, seed, "evaluate", (source, train), config, threat=str(threat))
@@ -124,28 +172,35 @@ def export_stage(config: PipelineConfig, source: Stage, train: Stage, evaluate: 
     return derive_stage(store, config.seed, "export", (source, train, evaluate), name=model_name(config))
 
 
-def plan_pipeline(config: PipelineConfig, store: Path) -> Plan:
-    """Lay out the stages of ``config`` below ``store``; nothing is read or written."""
+def plan_pipeline(config: PipelineConfig, store: Path, data: DataPlace | None = None) -> Plan:
+    """Lay out the stages of ``config`` below ``store``, with synthetic images at ``data`` (without it below ``store`` too).
+
+    Nothing is read or written. A published set must have its identity filled in (``pin_config``).
+    """
     stage = partial(derive_stage, store, config.seed)
-    source = stage("source", (), config.source)
-    proxy = samples = labels = labelers = None
-    if config.proxy is not None:
-        if isinstance(config.proxy, DiffusionProxy):
-            proxy = stage("proxy", (source,), config.proxy)
-        samples = stage("samples", (source, proxy) if proxy else (source,), config.proxy, config.sampling)
+    source = source_stage(config, store)
+    parts = weighted_parts(config.proxy)
+    labelers = None
+    if not all(_takes_given_labels(part.proxy) for part in parts):
         first, second = (
             stage("train", (source,), labeler.model, labeler_training(labeler))
             for labeler in (config.label.first, config.label.second)
         )
         labelers = (first, second)
-        labels = stage(
-            "labels", (source, samples, first, second), threshold=config.label.threshold, folder=samples.folder / "labels"
-        )
+    proxies: list[ProxyStages] = []
+    for part in parts:
+        planned = _plan_proxy(config, part, source, labelers, store, DataPlace.of(store) if data is None else data)
+        taken = {other.name for other in proxies}
+        names = (planned.name, *(f"{planned.name}-{number}" for number in range(2, len(parts) + 2)))
+        proxies.append(replace(planned, name=next(name for name in names if name not in taken)))
+    weights: dict[str, Any] = {} if len(proxies) < 2 else {"weights": [proxy.weight for proxy in proxies]}
     variants: dict[Variant, VariantStages] = {}
-    for variant in ("real-only", "mixed") if samples is not None else ("real-only",):
-        given = (source, samples, labels) if variant == "mixed" and samples and labels else (source,)
-        train = stage("train", given, config.model, robust_training(config, variant), threat=str(config.threat))
-        smooth = stage("train", given, config.model, smooth_training(config, variant))
+    for variant in ("real-only", "mixed") if proxies else ("real-only",):
+        mixed = [stage for proxy in proxies for stage in (proxy.samples, proxy.labels)] if variant == "mixed" else []
+        given: tuple[Stage, ...] = (source, *mixed)
+        weighted = weights if mixed else {}
+        train = stage("train", given, config.model, robust_training(config, variant), threat=str(config.threat), **weighted)
+        smooth = stage("train", given, config.model, smooth_training(config, variant), **weighted)
         evaluate = evaluate_stage(config.evaluate, source, train, config.threat, config.seed, store)
         variants[variant] = VariantStages(
             train=train,
@@ -154,22 +209,52 @@ def plan_pipeline(config: PipelineConfig, store: Path) -> Plan:
             smooth=smooth,
             certify=certify_stage(config.certify, source, smooth, config.smooth.objective.sigma, config.seed, store),
         )
-    released = variants["mixed" if samples is not None else "real-only"]
-    drawn = [source, *((samples, labels) if samples and labels else ())]
+    released = variants["mixed" if proxies else "real-only"]
+    drawn = [source, *((proxies[0].samples, proxies[0].labels) if proxies else ())]
     drawn += [stage for stages in variants.values() for stage in (stages.train, stages.certify)]
     return Plan(
         config=config,
         digest=config.digest(),
         store=store,
         source=source,
-        proxy=proxy,
-        samples=samples,
+        proxies=tuple(proxies),
         labelers=labelers,
-        labels=labels,
         variants=variants,
         export=export_stage(config, source, released.train, released.evaluate, store),
         pictures=stage("pictures", tuple(drawn)),
     )
+
+
+def _takes_given_labels(proxy: DiffusionProxy | JitterProxy | PublishedProxy) -> bool:
+    return isinstance(proxy, PublishedProxy) and proxy.labels == "given"
+
+
+def _plan_proxy(
+    config: PipelineConfig,
+    part: WeightedProxy,
+    source: Stage,
+    labelers: tuple[Stage, Stage] | None,
+    store: Path,
+    data: DataPlace,
+) -> ProxyStages:
+    """The stages of one proxy. What it is worth in the mix is no part of what it makes."""
+    stage, proxy = partial(derive_stage, store, config.seed), part.proxy
+    fit = stage("proxy", (source,), proxy) if isinstance(proxy, DiffusionProxy) else None
+    if isinstance(proxy, PublishedProxy):
+        if proxy.sha256 is None:
+            raise ValueError(f"the published set {proxy.name!r} has no identity yet: expected a configuration from pin_config")
+        samples = stage("samples", (source,), proxy)
+        images_at, name = data.below(f"{PUBLISHED_SETS}/{proxy.name}"), proxy.name
+    else:
+        samples = stage("samples", (source, fit) if fit else (source,), proxy, config.sampling)
+        images_at, name = data.below(f"samples/{samples.folder.name}"), proxy.kind
+    rule: dict[str, Any] = {"rule": "given"}
+    voters: tuple[Stage, ...] = ()
+    if labelers is not None and not _takes_given_labels(proxy):
+        voters, rule = labelers, {"threshold": config.label.threshold}
+    labels = stage("labels", (source, samples, *voters), folder=samples.folder / "labels", **rule)
+    labels_at = images_at.below(f"labels/{labels.folder.name}")
+    return ProxyStages(name, part.weight, proxy, fit, samples, labels, images_at, labels_at)
 
 
 def describe_training(config: PipelineConfig, variant: Variant) -> str:
@@ -180,23 +265,38 @@ def describe_training(config: PipelineConfig, variant: Variant) -> str:
             method = f"PGD-{steps} adversarial training"
         case TradesObjective(attack_steps=steps, beta=beta):
             method = f"TRADES (beta {beta:g}, {steps} attack steps)"
+        case MartObjective(attack_steps=steps, beta=beta):
+            method = f"MART (beta {beta:g}, {steps} attack steps)"
         case NaturalObjective():
             method = "natural training"
+    if (awp := train.objective.awp) is not None:
+        method += f" with weight perturbation (gamma {awp.gamma:g})"
     parts = f", {train.num_synthetic} of them synthetic, gamma {train.gamma:g}" if train.num_synthetic else ""
     return (
-        f"{method} against {config.threat}, {train.steps} steps of {train.batch_size} images{parts}, AdamW, "
-        f"weight average {train.ema_decay:g}"
+        f"{method} against {config.threat}, {train.steps} steps of {train.batch_size} images{parts}, "
+        f"{OPTIMIZERS[train.optimizer.kind]}, weight average {train.ema_decay:g}"
     )
 
 
 def describe_data(config: PipelineConfig, variant: Variant) -> str:
     """The training data of a variant, for its card."""
-    real = f"{config.source.num_train} real images of {config.source.kind}"
+    known = config.source.known_train
+    real = f"{'all' if known is None else f'{known:,}'} real images of {config.source.dataset}"
     if variant == "real-only" or config.proxy is None:
         return real
-    return f"{real} and {config.proxy.num_images:,} synthetic ones ({config.proxy.kind} proxy fitted to the same real images)"
+    made = []
+    for part in weighted_parts(config.proxy):
+        proxy = part.proxy
+        what = "a published set" if isinstance(proxy, PublishedProxy) else "proxy fitted to the same real images"
+        name = proxy.name if isinstance(proxy, PublishedProxy) else proxy.kind
+        made.append(
+            f"{proxy.num_images:,} synthetic ones ({name} {what})"
+            if name == proxy.kind
+            else f"{proxy.num_images:,} synthetic ones ({what}, {name})"
+        )
+    return f"{real} and {' and '.join(made)}"
 
 
 def model_name(config: PipelineConfig) -> str:
     """The registered model: data set and norm."""
-    return f"{config.source.kind}-{config.threat.norm}"
+    return f"{config.source.dataset}-{config.threat.norm}"

@@ -37,15 +37,14 @@ def export_released(plan: Plan, after: Iterable[PrefectFuture[Any]]) -> PrefectF
 
 def draw_pictures(plan: Plan, after: Iterable[PrefectFuture[Any]]) -> PrefectFuture[Any]:
     """Draw the pictures of the run."""
-    proxy = plan.config.proxy
     return submit_stage(
         draw_run,
         plan.pictures,
         "pictures",
         after=after,
-        synthetic_name=f"synthetic images ({proxy.kind})" if proxy else "",
+        synthetic_name=f"synthetic images ({plan.proxies[0].name})" if plan.proxies else "",
         source=plan.source,
-        synthetic=plan.synthetic,
+        synthetic=plan.synthetic[0] if plan.proxies else None,
         trainings={name: stages.train for name, stages in plan.variants.items()},
         certifications={name: stages.certify for name, stages in plan.variants.items()},
     )

@@ -14,7 +14,9 @@ from flows.registry import Registration
 from flows.tracking import library_versions
 from proxyrob.certify import CertificationReport
 from proxyrob.compare import Comparison
+from proxyrob.config.proxy import weighted_parts
 from proxyrob.evaluate import EvaluationReport
+from proxyrob.source import source_report
 from proxyrob.storage.files import write_json
 
 REPORT = "report.json"
@@ -30,7 +32,7 @@ def build_report(
     cached: list[str],
 ) -> dict[str, Any]:
     """The report of a finished plan. Every figure is read from a stage's own record."""
-    config = plan.config
+    config, real = plan.config, source_report(plan.source)
     return {
         "preset": preset,
         "run": plan.run_name,
@@ -38,9 +40,9 @@ def build_report(
         "proxy": config.proxy.kind if config.proxy else None,
         "pgd_steps": config.evaluate.pgd_steps,
         "total_images": {
-            "train": config.source.num_train,
-            "synthetic": config.proxy.num_images if config.proxy else 0,
-            "test": config.source.num_test,
+            "train": real.num_train,
+            "synthetic": sum(part.proxy.num_images or 0 for part in weighted_parts(config.proxy)),
+            "test": real.num_test,
         },
         "models": {variant: _figures(plan, variant) for variant in plan.variants},
         "comparison": {name: found.model_dump(mode="json") for name, found in comparison.items()},
@@ -78,13 +80,13 @@ def read_report(folder: Path) -> dict[str, Any]:
 def render_report(report: dict[str, Any]) -> Group:
     """The table of a run, 80 columns wide, and what its comparison does and does not support."""
     models = report["models"]
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     for variant in models:
         table.add_column(variant, justify="right", no_wrap=True)
     if report["comparison"]:
         table.add_column("difference", justify="right", no_wrap=True)
-        table.add_column("p", justify="right", no_wrap=True)
+        table.add_column("p", justify="right", no_wrap=True, min_width=5)
     for cells in _rows(report):
         table.add_row(*cells)
     certified = next(iter(models.values()))["average_certified_radius"]["n"]
@@ -184,5 +186,10 @@ def _difference(found: dict[str, Any] | None) -> tuple[str, ...]:
         return ()
     return (
         f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f}, {100 * found['high']:+.1f})",
-        f"{found['p_value']:.1g}",
+        _p_value(found["p_value"]),
     )
+
+
+def _p_value(p: float) -> str:
+    """One digit, in few columns: 0.07, 8e-04, 1e-19."""
+    return f"{p:.0e}" if p < 0.001 else f"{p:.1g}"

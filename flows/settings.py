@@ -9,8 +9,10 @@ from platformdirs import user_data_path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from proxyrob.storage import DataPlace, open_store
 from proxyrob.storage.files import require_writable
 
+PUBLISHED_SETS = "sets"
 CONFIGURATION = "configuration.yaml"
 """In a run's output folder: the whole configuration, from which its plan follows."""
 
@@ -23,6 +25,10 @@ class Settings(BaseSettings):
     home: Annotated[Path, Field(description="folder of results, MLflow's and Prefect's embedded stores")] = user_data_path(
         "proxyrob"
     )
+    data: Annotated[
+        str | None, Field(description="where synthetic images lie: s3://bucket/prefix or a folder; the home when not set")
+    ] = None
+    cache_gb: Annotated[float, Field(gt=0, description="room for local copies of images that lie on S3")] = 50.0
     tracking_uri: Annotated[str | None, Field(description="MLflow server; the embedded store when not set")] = None
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:1")] = "auto"
     workers: Annotated[int, Field(gt=0, description="stages that run at once, each in a process of its own")] = (
@@ -35,10 +41,33 @@ class Settings(BaseSettings):
         """Stage folders."""
         return self.home.absolute() / "store"
 
+    def replace_data(self, uri: str) -> "Settings":
+        """These settings with synthetic images at another place.
+
+        Raises ``ValueError`` when that is no address of a store.
+        """
+        open_store(uri)
+        return self.model_copy(update={"data": uri})
+
+    @property
+    def place(self) -> DataPlace:
+        """Where synthetic images lie: samples of our proxies and published sets."""
+        return DataPlace(self.data or str(self.store), self.home.absolute() / "cache", int(self.cache_gb * 1e9))
+
+    @property
+    def sets(self) -> DataPlace:
+        """Where published sets lie, by name."""
+        return self.place.below(PUBLISHED_SETS)
+
     @property
     def runs(self) -> Path:
         """Output folders of runs."""
         return self.home.absolute() / "runs"
+
+    @property
+    def downloads(self) -> Path:
+        """Data sets that were downloaded."""
+        return self.home.absolute() / "downloads"
 
     @property
     def artifacts(self) -> Path:

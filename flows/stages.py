@@ -25,6 +25,9 @@ from proxyrob.errors import SourceUnavailable
 from proxyrob.storage import Report, Stage
 
 UI_INTERVAL_S = 2.0
+SHOWN_FIGURES = 2
+
+OnFigures = Callable[[int, dict[str, float]], None]
 
 
 class PrioritySlots:
@@ -133,20 +136,34 @@ class ByStage(CachePolicy):
     retry_jitter_factor=0.3,
     retry_condition_fn=is_transient,
 )
-def run_stage(stage: Stage, label: str, priority: int, function: Callable[..., Report], arguments: dict[str, Any]) -> Report:
+def run_stage(
+    stage: Stage,
+    label: str,
+    priority: int,
+    function: Callable[..., Report],
+    arguments: dict[str, Any],
+    on_figures: OnFigures | None,
+) -> Report:
     """Call one library function for one stage and return its report."""
     session = current_session()
     stage.folder.mkdir(parents=True, exist_ok=True)
     with session.slots.take(priority), FileLock(stage.folder / ".lock"):  # another run may be at the same stage
-        tell = _Reporter(session.display, label, stage)
+        tell = _Reporter(session.display, label, stage, on_figures)
         return run_in_child(function, threads=session.settings.threads, on_progress=tell, stage=stage, **arguments)
 
 
 def submit_stage(
-    function: Callable[..., Report], stage: Stage, label: str, *, after: Iterable[PrefectFuture[Any]] = (), **arguments: Any
+    function: Callable[..., Report],
+    stage: Stage,
+    label: str,
+    *,
+    after: Iterable[PrefectFuture[Any]] = (),
+    on_figures: OnFigures | None = None,
+    **arguments: Any,
 ) -> PrefectFuture[Any]:
     """Submit a stage to the task runner; stages submitted earlier get a free worker first.
 
+    ``on_figures`` is told the figures of the stage's progress while it runs, with the number of steps done.
     A result whose files are gone counts as not cached. Raises ``CheckpointMismatch`` or ``DataIntegrityError`` when the
     stage's folder holds something else.
     """
@@ -161,6 +178,7 @@ def submit_stage(
         priority=len(session.submitted),
         function=function,
         arguments=arguments,
+        on_figures=on_figures,
         wait_for=list(after),
         return_state=False,
     )
@@ -196,15 +214,17 @@ def await_stages() -> None:
 class _Reporter:
     """Passes progress to the terminal, and every two seconds to Prefect's UI."""
 
-    def __init__(self, display: Display, label: str, stage: Stage) -> None:
-        self._display, self._label = display, label
+    def __init__(self, display: Display, label: str, stage: Stage, on_figures: OnFigures | None) -> None:
+        self._display, self._label, self._on_figures = display, label, on_figures
         artifact = create_progress_artifact(progress=0.0, key=f"progress-{label}", description=f"{label} ({stage.digest[:12]})")
         assert isinstance(artifact, UUID)  # a coroutine only inside an event loop, and tasks are plain functions
         self._artifact = artifact
         self._told = time.monotonic()
 
     def __call__(self, done: int, total: int, **figures: float) -> None:
-        self._display.progress(self._label, done, total, **figures)
+        self._display.progress(self._label, done, total, **{name: figures[name] for name in list(figures)[:SHOWN_FIGURES]})
+        if self._on_figures is not None:
+            self._on_figures(done, figures)
         if time.monotonic() - self._told > UI_INTERVAL_S or done >= total:
             self._told = time.monotonic()
             update_progress_artifact(self._artifact, progress=100.0 * done / max(total, 1))

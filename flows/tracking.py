@@ -4,7 +4,9 @@ import json
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,9 +16,10 @@ import yaml
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.exceptions import MlflowException
 
 import proxyrob
-from flows.plan import Plan, Variant
+from flows.plan import Plan, ProxyStages, Variant
 from flows.settings import Settings
 from proxyrob.certify.smoothing import CERTIFICATES, CertificationReport
 from proxyrob.config import flatten
@@ -26,13 +29,16 @@ from proxyrob.figures import PicturesReport
 from proxyrob.intervals import Measured
 from proxyrob.label import LabelReport
 from proxyrob.proxy import ProxyReport, SamplesReport
+from proxyrob.shards import read_manifest
 from proxyrob.source import SourceReport
 from proxyrob.storage import Report, Stage
-from proxyrob.train import TrainReport, read_history
+from proxyrob.train import TrainReport, read_curve, read_history
 
 R = TypeVar("R", bound=Report)
 
 BATCH = 1000
+LIVE_INTERVAL_S = 5.0
+CURVE_PREFIX, SMOOTH_CURVE_PREFIX = "train", "train/smooth"
 FINISHED, FAILED, RUNNING = "FINISHED", "FAILED", "RUNNING"
 DIGEST_TAG = "proxyrob.digest"
 VERSIONED = ("torch", "diffusers", "pyautoattack", "onnx", "onnxruntime", "prefect", "mlflow")
@@ -100,28 +106,42 @@ class Tracker:
 
     def record_proxy(self, plan: Plan, parent: str) -> None:
         """The child run of the proxy: what was fitted, sampled, labelled and dropped."""
-        if plan.samples is None or plan.labels is None:
-            return
-        run = self._open(plan, "proxy", plan.samples.digest, {"proxyrob.kind": "proxy"}, parent)
-        if run.info.status == FINISHED:
-            return
+        for proxy in plan.proxies:
+            name = "proxy" if len(plan.proxies) == 1 else f"proxy {proxy.name}"
+            run = self._open(plan, name, proxy.samples.digest, {"proxyrob.kind": "proxy"}, parent)
+            if run.info.status != FINISHED:
+                self._record_proxy(plan, proxy, run)
+
+    def _record_proxy(self, plan: Plan, proxy: ProxyStages, run: Run) -> None:
         run_id = run.info.run_id
-        samples, labels = _report(plan.samples, SamplesReport), _report(plan.labels, LabelReport)
+        samples, labels = _report(proxy.samples, SamplesReport), _report(proxy.labels, LabelReport)
         figures = {
             "synthetic_images": samples.num_images,
             "labelers_disagree": labels.num_disagree / labels.num_images,
             "kept": labels.num_kept / labels.num_images,
+            "near_test_images": labels.num_leaked,
+            "constant_images": samples.constant_images,
+            "suspicious_shards": len(labels.suspicious_shards),
         }
-        if plan.proxy is not None and (loss := _report(plan.proxy, ProxyReport).final_loss) is not None:
+        if proxy.fit is not None and (loss := _report(proxy.fit, ProxyReport).final_loss) is not None:
             figures["proxy_loss"] = loss
         self._params(
             run,
             {key: value for key, value in flatten(plan.config).items() if key.startswith(("proxy.", "sampling.", "label."))},
         )
-        self._metrics(run_id, figures, plan.labels)
+        self._metrics(run_id, figures, proxy.labels)
         self._inputs(run_id, [_dataset(plan.source, "training")])
-        self._tables(run_id, {"manifest.json": plan.samples.folder / "manifest.json"})
+        self.client.log_text(run_id, read_manifest(proxy.images_at).content().decode(), "tables/manifest.json")
+        self.client.set_tag(run_id, "proxyrob.images", proxy.images_at.uri)
         self.client.set_terminated(run_id, FINISHED)
+
+    def open_variant(self, plan: Plan, variant: Variant, parent: str) -> str:
+        """The child run of a model, made before it is trained so that its curves can be watched. Returns its id."""
+        return self._open(plan, variant, plan.variants[variant].evaluate.digest, {"proxyrob.kind": "model"}, parent).info.run_id
+
+    def live_curve(self, run_id: str, prefix: str) -> "LiveCurve":
+        """Takes the figures of a training while it runs."""
+        return LiveCurve(self.client, run_id, prefix)
 
     def record_variant(self, plan: Plan, variant: Variant, parent: str) -> str:
         """The child run of a model: curves, accuracies with intervals, certificates, tables. Returns its id."""
@@ -138,8 +158,9 @@ class Tracker:
                 if not key.startswith(("proxy.", "sampling.", "label."))
             },
         )
-        for prefix, stage in (("train", stages.train), ("train/smooth", stages.smooth)):
+        for prefix, stage in ((CURVE_PREFIX, stages.train), (SMOOTH_CURVE_PREFIX, stages.smooth)):
             self._history(run_id, prefix, read_history(stage))
+            self._history(run_id, prefix, read_curve(stage))
         trained = _report(stages.train, TrainReport)
         validation = {"validation_accuracy": trained.validation_correct / trained.num_validation}
         if trained.validation_pgd_correct is not None:
@@ -149,8 +170,8 @@ class Tracker:
         sanity = _report(stages.sanity, SanityReport)
         self.client.set_tag(run_id, "proxyrob.sanity", "passed" if sanity.passed else "failed")
         inputs = [_dataset(plan.source, "training"), _dataset(plan.source, "evaluation")]
-        if variant == "mixed" and plan.samples is not None:
-            inputs.append(_dataset(plan.samples, "training"))
+        if variant == "mixed":
+            inputs += [_dataset(proxy.samples, "training", proxy.images_at.uri) for proxy in plan.proxies]
         self._inputs(run_id, inputs)
         self._tables(
             run_id, {VERDICTS: stages.evaluate.verified(VERDICTS), CERTIFICATES: stages.certify.verified(CERTIFICATES)}
@@ -181,6 +202,10 @@ class Tracker:
     def fail(self, run_id: str, reason: str) -> None:
         """Mark a pipeline as failed, with the reason on its page; a later run with the same configuration reopens it."""
         self.client.set_tag(run_id, "mlflow.note.content", f"**Failed:** {reason}")
+        experiment = self.client.get_run(run_id).info.experiment_id
+        for child in self.client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'"):
+            if child.info.status == RUNNING:
+                self.client.set_terminated(child.info.run_id, FAILED)
         self.client.set_terminated(run_id, FAILED)
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
@@ -219,13 +244,18 @@ class Tracker:
         self._log(run_id, [Metric(name, value, moment, 0) for name, value in figures.items()])
 
     def _history(self, run_id: str, prefix: str, history: pd.DataFrame) -> None:
+        """Log the points of a curve that were not logged while it ran."""
         columns = [name for name in history.columns if name not in ("step", "time_s")]
+        logged = {
+            name: {point.step for point in self.client.get_metric_history(run_id, f"{prefix}/{name}")} for name in columns
+        }
         self._log(
             run_id,
             [
                 Metric(f"{prefix}/{name}", float(row[name]), int(row["time_s"] * 1000), int(row["step"]))
                 for row in history.to_dict("records")
                 for name in columns
+                if int(row["step"]) not in logged[name]
             ],
         )
 
@@ -239,6 +269,29 @@ class Tracker:
     def _tables(self, run_id: str, files: dict[str, Path]) -> None:
         for path in files.values():
             self.client.log_artifact(run_id, str(path), "tables")
+
+
+class LiveCurve:
+    """The figures of a training, sent to MLflow in batches while it runs.
+
+    A server that does not answer costs nothing here: whatever is missing is logged from the training's own record when it
+    has ended.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, prefix: str) -> None:
+        self._client, self._run_id, self._prefix = client, run_id, prefix
+        self._waiting: list[Metric] = []
+        self._sent = 0.0
+
+    def __call__(self, step: int, figures: dict[str, float]) -> None:
+        moment = int(time.time() * 1000)
+        self._waiting += [Metric(f"{self._prefix}/{name}", value, moment, step) for name, value in figures.items()]
+        if time.monotonic() - self._sent < LIVE_INTERVAL_S:
+            return
+        self._sent = time.monotonic()
+        sending, self._waiting = self._waiting, []
+        with suppress(MlflowException, OSError):
+            self._client.log_batch(self._run_id, metrics=sending[:BATCH])
 
 
 def variant_metrics(plan: Plan, variant: Variant) -> dict[str, float]:
@@ -264,8 +317,8 @@ def _report(stage: Stage, kind: type[R]) -> R:
     return report
 
 
-def _dataset(stage: Stage, context: str) -> DatasetInput:
-    """A stage's images as an MLflow data set, identified by the stage's digest."""
+def _dataset(stage: Stage, context: str, uri: str | None = None) -> DatasetInput:
+    """A stage's images as an MLflow data set, identified by the stage's digest; ``uri`` where they are not in its folder."""
     if stage.name == "source":
         real = _report(stage, SourceReport)
         count = real.num_test if context == "evaluation" else real.num_train
@@ -275,8 +328,8 @@ def _dataset(stage: Stage, context: str) -> DatasetInput:
     entity = Dataset(
         name=name,
         digest=stage.digest[:16],
-        source_type="local",
-        source=json.dumps({"uri": stage.folder.as_uri()}),
+        source_type="s3" if uri and uri.startswith("s3://") else "local",
+        source=json.dumps({"uri": uri or stage.folder.as_uri()}),
         profile=json.dumps(profile),
     )
     return DatasetInput(dataset=entity, tags=[InputTag("mlflow.data.context", context)])

@@ -4,35 +4,36 @@ from typing import Any
 
 from prefect.futures import PrefectFuture
 
-from flows.build_proxy import ProxyFutures
+from flows.build_proxy import DataFutures
 from flows.plan import Plan, Variant, robust_training, smooth_training
-from flows.stages import current_session, submit_stage
+from flows.stages import OnFigures, current_session, submit_stage
 from proxyrob.train import train_classifier
 
 
-def train_robust(plan: Plan, variant: Variant, built: ProxyFutures) -> PrefectFuture[Any]:
-    """Train the classifier of a variant against the threat model."""
-    return _train(plan, variant, built, robust=True)
+def train_robust(plan: Plan, variant: Variant, built: DataFutures, curve: OnFigures | None = None) -> PrefectFuture[Any]:
+    """Train the classifier of a variant against the threat model; ``curve`` is told its figures while it runs."""
+    return _train(plan, variant, built, curve, robust=True)
 
 
-def train_smooth(plan: Plan, variant: Variant, built: ProxyFutures) -> PrefectFuture[Any]:
-    """Train the base classifier of a variant for randomized smoothing."""
-    return _train(plan, variant, built, robust=False)
+def train_smooth(plan: Plan, variant: Variant, built: DataFutures, curve: OnFigures | None = None) -> PrefectFuture[Any]:
+    """Train the base classifier of a variant for randomized smoothing; ``curve`` is told its figures while it runs."""
+    return _train(plan, variant, built, curve, robust=False)
 
 
-def _train(plan: Plan, variant: Variant, built: ProxyFutures, *, robust: bool) -> PrefectFuture[Any]:
+def _train(plan: Plan, variant: Variant, built: DataFutures, curve: OnFigures | None, *, robust: bool) -> PrefectFuture[Any]:
     stages = plan.variants[variant]
-    labels = built.labels if variant == "mixed" else None
+    labels = built.labels if variant == "mixed" else ()
     return submit_stage(
         train_classifier,
         stages.train if robust else stages.smooth,
         f"{'train' if robust else 'smooth'}-{variant}",
-        after=[built.source if labels is None else labels],
+        after=[built.source, *labels],
         model=plan.config.model,
         config=(robust_training if robust else smooth_training)(plan.config, variant),
         source=plan.source,
-        synthetic=None if labels is None else plan.synthetic,
+        synthetic=plan.synthetic if variant == "mixed" else (),
         threat=plan.config.threat if robust else None,
         seed=plan.config.seed,
         device=current_session().device,
+        on_figures=curve,
     )

@@ -1,5 +1,7 @@
 """AutoAttack *standard* through pyautoattack: its own four attacks, settings and batches, in pieces that survive a kill."""
 
+import io
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from typing import Literal
 
@@ -98,7 +100,8 @@ def _attack_batch(
         )
         assert tuple(ensemble.attacks_to_run or ()) == STANDARD_ATTACKS
         ensemble.attacks_to_run = [attack]
-        attacked, _ = ensemble.run_standard_evaluation(images, labels, batch_size=batch_size)
+        with redirect_stdout(io.StringIO()):  # it prints warnings once a batch; our own sanity checks find what they mean
+            attacked, _ = ensemble.run_standard_evaluation(images, labels, batch_size=batch_size)
         _check_inside(attacked, images, threat, attack)
         with torch.inference_mode():
             return (model(attacked.to(device)).argmax(1).cpu() != labels).numpy()

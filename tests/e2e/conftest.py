@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,13 @@ class Program:
 
     home: Path
     preset: Path
+    extra: dict[str, str] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "PROXYROB"))}
-        return {**kept, "PROXYROB_HOME": str(self.home), "COLUMNS": "120", "HOME": str(self.home)}
+        left_out = ("PREFECT", "MLFLOW", "PROXYROB", "AWS_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
+        return {**kept, "PROXYROB_HOME": str(self.home), "COLUMNS": "120", "HOME": str(self.home), **self.extra}
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -96,4 +96,5 @@ def test_killed_in_every_stage(finished: Finished, make_program: Callable[[], Pr
     for variant in ("real-only", "mixed"):
         table = pd.read_parquet(output / variant / "verdicts.parquet")
         pd.testing.assert_frame_equal(table, pd.read_parquet(finished.output / variant / "verdicts.parquet"))
-    assert not list(program.home.glob("store/**/*.part")), "nothing half-written is left"
+    left = [path for path in program.home.glob("store/**/*.part") if "samples" not in path.parts]
+    assert not left, "nothing half-written is left, but where writers on other machines could be at work: there for a day"

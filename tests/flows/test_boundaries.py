@@ -33,7 +33,7 @@ prepare_digits(DigitsSource(), seed=0, stage=stage("source"))
 config = RobustTrainConfig(steps=3, synthetic_fraction=0.0, gamma=1.0)
 threat = parse_threat("linf:0.1")
 report = train_classifier(
-    CnnModel(widths=(4,)), config, source=stage("source"), synthetic=None, threat=threat, seed=0, stage=stage("train")
+    CnnModel(widths=(4,)), config, source=stage("source"), synthetic=(), threat=threat, seed=0, stage=stage("train")
 )
 print(report.steps, (stage("train").folder / "model.safetensors").stat().st_size > 0)
 """

@@ -1,0 +1,154 @@
+"""What all commands share: the console, exit codes, settings, and work in a process of its own."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from flows.plan import Plan, Variant
+
+console = Console()
+errors = Console(stderr=True)
+
+WRONG_USE, FAILED, INTERRUPTED = 2, 1, 130
+
+RunArgument = Annotated[str, typer.Argument(help="A run: its output folder, its name, or the beginning of its name.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="`real-only` or `mixed`; without it the released one.")]
+
+
+def prepare_settings() -> Any:
+    """Settings and environment, before Prefect or MLflow is imported."""
+    from pydantic import ValidationError
+
+    from flows.settings import Settings, prepare_environment
+
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        fault = error.errors()[0]
+        fail(f"PROXYROB_{str(fault['loc'][0]).upper()}: {fault['msg']} (got {fault['input']!r})", WRONG_USE)
+    try:
+        prepare_environment(settings)
+    except OSError as error:
+        fail(f"{error}\nResults lie below PROXYROB_HOME; set it to another folder.", WRONG_USE)
+    return settings
+
+
+def work_in_child(function: Any, label: str, *, on_device: bool = True, **arguments: Any) -> Any:
+    """One library function in a process of its own, with a progress bar, without Prefect."""
+    settings = prepare_settings()
+    from flows.display import TerminalDisplay
+    from flows.workers import run_in_child, warm_up
+    from proxyrob.device import resolve_device
+
+    with failures():
+        if on_device:
+            arguments["device"] = str(resolve_device(settings.device))
+        warm_up(settings.threads)
+        stop_children_on_signals()
+        with TerminalDisplay(console) as display:
+            return run_in_child(
+                function,
+                threads=settings.threads,
+                on_progress=lambda done, total, **figures: display.progress(label, done, total, **figures),
+                **arguments,
+            )
+
+
+def find_run(name: str) -> Path:
+    """The output folder of a run, by path, name or the beginning of its name.
+
+    Raises ``ValueError`` naming the runs there are.
+    """
+    from flows.settings import CONFIGURATION, Settings
+
+    given = Path(name)
+    if (given / CONFIGURATION).is_file():
+        return given.absolute()
+    runs = Settings().runs
+    known = sorted(path for path in runs.glob("*") if (path / CONFIGURATION).is_file())
+    found = [path for path in known if path.name == name] or [path for path in known if path.name.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(path.name for path in found or known) or "none yet"
+    what = f"{name!r} may be any of these runs" if found else f"there is no run {name!r}; runs"
+    raise ValueError(f"{what}: {listed} (in {runs})")
+
+
+def plan_of(folder: Path) -> "Plan":
+    """The plan of a run, from the configuration in its output folder."""
+    from flows.plan import plan_pipeline
+    from flows.settings import CONFIGURATION, Settings
+    from proxyrob.config import load_config
+
+    settings = Settings()
+    return plan_pipeline(load_config(str(folder / CONFIGURATION)), settings.store, settings.place)
+
+
+def choose_variant(plan: "Plan", model: str | None) -> "Variant":
+    """The model of a run by name, or the released one.
+
+    Raises ``ValueError`` naming those there are.
+    """
+    for variant in plan.variants:
+        if variant == (model or plan.released):
+            return variant
+    raise ValueError(f"this run has no model {model!r}; it has {', '.join(plan.variants)}")
+
+
+def stop_children_on_signals() -> None:
+    """Ctrl-C and SIGTERM end the children at once; what they finished is kept."""
+    from flows.workers import stopping
+
+    def stop(_signal: int, _frame: object) -> NoReturn:
+        stopping.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
+@contextmanager
+def wrong_use() -> Iterator[None]:
+    """Wrong arguments and configurations: one message, exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        fail(str(error), WRONG_USE)
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Work that failed: one message, exit code 1; what was computed before is kept."""
+    import errno
+
+    from flows.workers import Stopped, WorkerDied
+
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped):
+        fail("interrupted; give the same command again and it goes on where it was", INTERRUPTED)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        remedy = (
+            "\nThe disk is full. Free some space and give the same command again: what is finished is kept." if full else ""
+        )
+        fail(f"{error}{remedy}", FAILED)
+    except (ValueError, ArithmeticError, WorkerDied, RuntimeError) as error:
+        fail(str(error), FAILED)
+    except Exception as error:
+        if not type(error).__module__.startswith(("mlflow", "prefect", "sqlalchemy", "httpx")):
+            raise
+        fail(f"{type(error).__name__}: {error}", FAILED)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One message on stderr, and out."""
+    errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
