@@ -33,6 +33,16 @@ class PipelineConfig(Config):
     gate: GateConfig = GateConfig()
 
     @model_validator(mode="after")
+    def _batchnorm_is_there(self) -> "PipelineConfig":
+        for name, part in (("train", self.train), ("smooth", self.smooth)):
+            if getattr(part.objective, "attack_batchnorm", "eval") == "train" and isinstance(self.model, CnnModel):
+                raise ValueError(
+                    f"{name}.objective.attack_batchnorm 'train' has no effect on a cnn, which has no batch normalisation; "
+                    "leave it out or choose another model.kind"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> "PipelineConfig":
         for name, part in (("train", self.train), ("smooth", self.smooth)):
             if self.proxy is None and part.synthetic_fraction > 0:

@@ -1,7 +1,6 @@
 """Our losses against the published formulas, written out here plainly: value and gradient in float64, both norms.
 
-Each reference attacks one image at a time, with batch normalisation in eval mode, or the whole batch where it is in train
-mode, and takes probabilities rather than their logarithms apart.
+The references step image by image, and are made of probabilities where ours are made of logits.
 """
 
 from collections.abc import Callable

@@ -80,6 +80,20 @@ def test_more_certificates_than_test_images_are_refused() -> None:
         load_config("digits", [*changes, "certify.num_images=61"])
 
 
+def test_samples_too_few_to_certify_anything_are_refused() -> None:
+    """With alpha 0.001 nine agreeing samples certify nothing: an error says so and how many it takes."""
+    with pytest.raises(ValueError, match=r"certify\.n is 9: .* certify nothing.*expected at least 10"):
+        load_config("digits", ["certify.n=9", "certify.radii=[0.0]"])
+    assert load_config("digits", ["certify.n=10", "certify.radii=[0.0]"]).certify.n == 10
+
+
+def test_a_batchnorm_mode_without_batchnorm_is_refused() -> None:
+    """The statistics that an attack reads cannot be chosen for a network that has none."""
+    with pytest.raises(ValueError, match="has no effect on a cnn"):
+        load_config("digits", ["train.objective.attack_batchnorm=train"])
+    assert load_config("digits", ["train.objective.attack_batchnorm=train", "model.kind=resnet"])
+
+
 def test_radii_beyond_the_largest_certifiable_one_are_refused() -> None:
     """A radius that no image can reach with these n and alpha is refused with the cap; the cap itself is not."""
     cap = largest_radius(0.25, 10_000, 0.001)
@@ -211,7 +225,7 @@ BASES = {
         "smooth.objective.kind=smoothadv",
         "smooth.schedule.kind=piecewise",
         "smooth.max_gradient_norm=1.0",
-        *(f"{section}.{change}" for section in ("train", "smooth") for change in SUBSET),
+        *(f"{section}.{change}" for section in ("train", "smooth") for change in (*SUBSET, "validate_every=5")),
     ),
 }
 OTHER_TEXT = {
@@ -221,6 +235,7 @@ OTHER_TEXT = {
     "decayed": "no-normalisation",
     "attack_batchnorm": "train",
     "max_gradient_norm": "1.0",
+    "validate_every": "10",
     "awp": "{gamma: 0.01}",
 }
 OTHER_KIND = {
@@ -240,13 +255,15 @@ OTHER_KIND = {
     "one-cycle": "piecewise",
     "piecewise": "cosine",
     "digits": "cifar10",
+    "last": "validation",
 }
 FIELDS = [
     pytest.param(name, key, value, id=f"{name}:{key}")
     for name, changes in BASES.items()
     for key, value in flatten(load_config(name, changes)).items()
-    # of a subset of all images nothing can be changed alone
-    if not (name == "digits" and ".subset." in key)
+    # of a subset of all images nothing can be changed alone, weights are selected only where something is measured, and a
+    # network without batch normalisation has no mode of it
+    if not (name == "digits" and (".subset." in key or key.endswith((".selection", ".attack_batchnorm"))))
 ]
 
 

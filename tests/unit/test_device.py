@@ -1,10 +1,13 @@
 """Where tensors live, and modes that are given back."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from proxyrob.device import eval_mode, frozen, resolve_device
+from proxyrob.device import attack_mode, eval_mode, frozen, resolve_device, untracked
+from tests.toys import same_state
 
 
 def _mixed_model() -> nn.Sequential:
@@ -73,3 +76,44 @@ def test_frozen_gives_flags_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="inside"), frozen(model):
         raise RuntimeError("inside")
     assert [parameter.requires_grad for parameter in model.parameters()] == before
+
+
+def _normalising_model() -> nn.Sequential:
+    """A model in train mode of which one of two normalisation layers is in eval mode."""
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.BatchNorm1d(3)).train()
+    model[2].eval()
+    return model
+
+
+def test_untracked_keeps_running_statistics_and_divides_by_those_of_the_batch() -> None:
+    """The output is that of train mode, while no buffer moves; afterwards they move again."""
+    model, batch = nn.BatchNorm1d(3).train(), torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with untracked(model):
+        output = model(batch)
+        assert same_state(model.state_dict(), before)
+    assert torch.equal(output, model(batch))
+    assert not same_state(model.state_dict(), before)
+
+
+@pytest.mark.parametrize(("batchnorm", "inside"), [("eval", [False] * 4), ("train", [False, True, False, False])])
+def test_an_attack_sees_the_mode_that_is_asked_for(batchnorm: Any, inside: list[bool]) -> None:
+    """In train mode those normalisation layers alone that train; flags, tracking and statistics are as they were."""
+    model = _normalising_model()
+    before = _flags(model)
+    with attack_mode(model, batchnorm):
+        assert _flags(model) == inside
+        model(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))
+    assert _flags(model) == before
+    assert all(layer.track_running_stats for layer in model if isinstance(layer, nn.BatchNorm1d))
+    assert same_state(model.state_dict(), _normalising_model().state_dict())
+
+
+def test_an_attack_that_fails_gives_everything_back() -> None:
+    """Flags and tracking come back after an error."""
+    model = _normalising_model()
+    before = _flags(model)
+    with pytest.raises(RuntimeError, match="inside"), attack_mode(model, "train"):
+        raise RuntimeError("inside")
+    assert _flags(model) == before
+    assert all(layer.track_running_stats for layer in model if isinstance(layer, nn.BatchNorm1d))

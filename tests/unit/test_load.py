@@ -305,3 +305,12 @@ def test_a_mixture_of_proxies_is_read_from_a_file(tmp_path: Path) -> None:
         WeightedProxy(weight=1.0, proxy=JitterProxy(num_images=50)),
     )
     assert load_config(str(path)).proxy == MixtureProxy(parts=expected)
+
+
+def test_a_file_extends_its_neighbour(tmp_path: Path) -> None:
+    """``extends`` names a file as seen from the file it stands in, wherever the program is started."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "base.yaml").write_text("extends: digits\nname: base\nseed: 5\n")
+    (tmp_path / "mine.yaml").write_text("extends: below/base.yaml\nname: mine\n")
+    config = load_config(str(tmp_path / "mine.yaml"))
+    assert (config.name, config.seed) == ("mine", 5)
