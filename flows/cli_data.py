@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.console import FAILED, console, fail, failures, prepare_settings, work_in_child, wrong_use
+from flows.console import FAILED, console, fail, failures, prepare_settings, work_here, wrong_use
 
 if TYPE_CHECKING:
     from proxyrob.shards import FoundSet, ShardManifest
@@ -43,10 +43,9 @@ def import_set(
     from proxyrob.proxy import import_samples
 
     place = settings.sets.below(name)
-    report = work_in_child(
+    report = work_here(
         import_samples,
         "import",
-        on_device=False,
         path=path.absolute(),
         place=place,
         labels=None if labels is None else labels.absolute(),
@@ -154,7 +153,7 @@ def check_set(
     place, found = _find_set(name, at)
     from proxyrob.shards import verify_set
 
-    report = work_in_child(verify_set, "verify", on_device=False, place=place, labels=found.labels)
+    report = work_here(verify_set, "verify", place=place, labels=found.labels)
     for finding in report.findings:
         console.print(f"[red]{finding.state}[/]  {finding.key}  expected sha256 {finding.expected_sha256}", soft_wrap=True)
         if repair and finding.state == "damaged":
@@ -174,6 +173,7 @@ def _count_copies(place: "DataPlace", preset: str) -> int:
     settings = prepare_settings()
     from flows.plan import pin_config, source_stage
     from proxyrob.config import load_config
+    from proxyrob.device import resolve_device
     from proxyrob.label import find_leaks
     from proxyrob.source import prepare_source
 
@@ -182,8 +182,9 @@ def _count_copies(place: "DataPlace", preset: str) -> int:
     with failures():
         source = source_stage(config := pin_config(config, settings), settings.store)
     given: dict[str, Any] = {"config": config.source, "seed": config.seed, "downloads": settings.downloads}
-    work_in_child(prepare_source, "source", on_device=False, stage=source, **given)
-    report = work_in_child(find_leaks, "near-duplicates", source=source, images=place)
+    work_here(prepare_source, "source", stage=source, **given)
+    device = str(resolve_device(settings.device))
+    report = work_here(find_leaks, "near-duplicates", source=source, images=place, device=device)
     for image, row in report.pairs[:10]:
         console.print(f"  image {image} is test image {row} of {preset}, or nearly")
     sign = "[yellow]✘[/]" if report.num_copies else "[green]✔[/]"

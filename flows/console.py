@@ -1,10 +1,10 @@
 """What all commands share: the console, exit codes, settings, and work in a process of its own."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -12,6 +12,8 @@ from rich.markup import escape
 
 if TYPE_CHECKING:
     from flows.plan import Plan, Variant
+
+T = TypeVar("T")
 
 console = Console()
 errors = Console(stderr=True)
@@ -59,6 +61,14 @@ def work_in_child(function: Any, label: str, *, on_device: bool = True, **argume
                 on_progress=lambda done, total, **figures: display.progress(label, done, total, **figures),
                 **arguments,
             )
+
+
+def work_here(function: Callable[..., T], label: str, **arguments: Any) -> T:
+    """One library function in this process, with a progress bar: for work that needs neither isolation nor torch's threads."""
+    from flows.display import TerminalDisplay
+
+    with failures(), TerminalDisplay(console) as display:
+        return function(**arguments, on_progress=lambda done, total, **figures: display.progress(label, done, total, **figures))
 
 
 def find_run(name: str) -> Path:

@@ -477,10 +477,10 @@ def test_every_field_but_the_places_is_identity() -> None:
 
 
 def test_a_source_is_chosen_on_the_command_line() -> None:
-    """Another kind keeps the sizes that both have, and its own keys are known."""
+    """Another kind takes over what was changed, has its own defaults for the rest, and its own keys are known."""
     changes = ["source.kind=cifar2", "source.path=data", "source.num_test=500", "certify.num_images=500"]
     config = load_config("digits", changes)
-    assert config.source == Cifar2Source(path="data", num_train=200, num_validation=300, num_test=500)
+    assert config.source == Cifar2Source(path="data", num_test=500)
     with pytest.raises(ValueError, match=r"certify\.num_images is 501, more than the 500 images of the test split"):
         load_config("digits", [*changes, "certify.num_images=501"])
     with pytest.raises(ValueError, match=r"^source\.train_fil: there is no such key; did you mean 'train_file'"):
