@@ -16,10 +16,20 @@ from proxyrob.config.subset import SubsetConfig
 from proxyrob.errors import DataIntegrityError
 from proxyrob.mix.order import WINDOW, Window, WindowOrder
 from proxyrob.rng import Streams
-from proxyrob.shards import ShardEntry, SideEntry, read_manifest, read_shard, read_side_index, read_side_table, shard_file
+from proxyrob.shards import (
+    MANIFEST,
+    ShardEntry,
+    SideEntry,
+    read_manifest,
+    read_shard,
+    read_side_index,
+    read_side_table,
+    shard_file,
+)
 from proxyrob.storage import DataPlace
 
-READERS = 8
+REMOTE_READERS = 8  # objects under way at a time
+LOCAL_READERS = 2  # of a folder: the system reads ahead by itself, and every thread keeps memory of its own
 _MAPPING = Lock()
 """numpy parses a file's head with ``ast``, which before Python 3.11.9 must not be used by two threads at a time: it fails,
 rarely, with «AST constructor recursion depth mismatch»."""
@@ -83,7 +93,8 @@ class SyntheticView:
                 "or the conditions of train.subset"
             )
         self.order = WindowOrder(streams, path, counts, window)
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="shards")
+        is_local = of.images.open().local_path(MANIFEST) is not None
+        self._readers = ThreadPoolExecutor(LOCAL_READERS if is_local else REMOTE_READERS, thread_name_prefix="shards")
         self._windows: dict[tuple[int, int], Future[_Loaded]] = {}
 
     def __len__(self) -> int:
@@ -138,22 +149,7 @@ class SyntheticView:
 
     def _start(self, window: Window) -> "Future[_Loaded]":
         parts = [self._readers.submit(self._open, int(number)) for number in window.parts]
-        joined: Future[_Loaded] = Future()
-        waiting, counting = [len(parts)], Lock()
-
-        def join(part: "Future[_Part]") -> None:
-            with counting:
-                waiting[0] -= 1
-                is_last = waiting[0] == 0
-            if is_last and joined.set_running_or_notify_cancel():
-                try:
-                    joined.set_result(self._join(window, [part.result() for part in parts]))
-                except BaseException as error:  # it is raised where the window is used
-                    joined.set_exception(error)
-
-        for part in parts:
-            part.add_done_callback(join)
-        return joined
+        return self._readers.submit(self._join, window, parts)  # when its turn comes, all parts are under way
 
     def _open(self, number: int) -> "_Part":
         shard, table = self._shards[number]
@@ -166,7 +162,8 @@ class SyntheticView:
         labels = rows.label.to_numpy()[kept].astype(np.int32)
         return _Part(_whole_images(images), shard.first_id, kept.astype(np.int32), labels)
 
-    def _join(self, window: Window, parts: "list[_Part]") -> _Loaded:
+    def _join(self, window: Window, opened: "list[Future[_Part]]") -> _Loaded:
+        parts = [part.result() for part in opened]
         order = self.order.permutation(window)
         sizes = [len(part.rows) for part in parts]
         return _Loaded(
