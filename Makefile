@@ -32,7 +32,7 @@ format: $(VENV)/.installed ## put the code into the project's format
 	$(BIN)/ruff format .
 
 lock: $(VENV)/bin/uv ## resolve the dependencies anew into requirements.lock
-	$(BIN)/uv pip compile --universal --generate-hashes --extra dev --python-version 3.11 --no-header \
+	$(BIN)/uv pip compile --universal --generate-hashes --extra dev --extra bench --python-version 3.11 --no-header \
 	  --no-emit-index-url --upgrade pyproject.toml -o requirements.lock
 
 clean: ## remove the environment and caches (results in PROXYROB_HOME stay)
