@@ -1,8 +1,8 @@
 """How fast are images read? Ours, and the readers that others use, on the same images of the same disk.
 
-    .venv/bin/python benchmarks/data.py --json data.json            # an hour or so on one core, 20 GB of disk
-    .venv/bin/python benchmarks/data.py --large --json data.json    # and ten million images: 40 GB at a time
-    .venv/bin/python benchmarks/data.py --quick                     # under ten minutes on one core, 4 GB
+    .venv/bin/python benchmarks/data.py --json data.json            # half an hour on one core, 20 GB of disk
+    .venv/bin/python benchmarks/data.py --large --json data.json    # and ten million images: 35 GB at a time
+    .venv/bin/python benchmarks/data.py --quick                     # eight minutes on one core, 3 GB
 
 Every measurement is a process of its own, pinned to ``--threads`` cores, and the readers take turns: A B A B … The medians
 over rounds are printed with their ratio, which is above 1 where ours is ahead. ``equal`` says that both gave every image
@@ -239,7 +239,7 @@ def scratch(folder: Path) -> Iterator[Path]:
     """A temporary folder that is deleted however this ends, short of SIGKILL."""
 
     def end(number: int, _: object) -> None:
-        sys.exit(128 + number)
+        sys.exit(f"ended by {signal.Signals(number).name}")
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)

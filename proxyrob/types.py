@@ -40,6 +40,8 @@ def as_images(stored: UInt8[np.ndarray, "n h w c"], device: torch.device | str =
     if torch.device(device).type == "cuda":
         levels = levels.pin_memory().to(device, non_blocking=True)
     planes = levels.permute(0, 3, 1, 2).contiguous()  # while they are bytes: a quarter of what they are afterwards
+    # one channel has the strides of either layout, by which torch would choose how to convolve, and so how to round
+    planes = planes.flatten().view(planes.shape)
     return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255.0)
 
 

@@ -73,3 +73,10 @@ def test_a_batch_has_as_many_images_as_labels() -> None:
     assert len(batch) == 3
     with pytest.raises(TypeCheckError):
         ImageBatch(torch.zeros(3, 1, 2, 2), torch.zeros(2, dtype=torch.int64), np.arange(3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_have_the_strides_of_their_shape(channels: int) -> None:
+    """Also images of one channel are laid out plane by plane: torch chooses how to convolve, and so to round, by strides."""
+    images = as_images(np.zeros((2, 8, 4, channels), np.uint8))
+    assert images.stride() == (channels * 32, 32, 4, 1)
