@@ -10,6 +10,7 @@ from proxyrob.models.classifier import (
     read_classifier,
     save_classifier,
 )
+from proxyrob.models.folded import FoldedCopy
 from proxyrob.models.published import PUBLISHED, load_published, published_card
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PUBLISHED",
     "Classifier",
     "ClassifierCard",
+    "FoldedCopy",
     "build_classifier",
     "channel_statistics",
     "load_classifier",
