@@ -30,6 +30,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether what a model makes of an image can depend on the batch it is in."""
+    return any(isinstance(layer, _BatchNorm) for layer in model.modules())
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into eval mode and give every module its own flag back afterwards."""

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,33 @@ class Streams:
     def numpy(self, path: str, **coordinates: int) -> np.random.Generator:
         """A fresh numpy generator for one use."""
         return np.random.default_rng(self.entropy(path, **coordinates))
+
+
+@dataclass(frozen=True)
+class RowGenerator:
+    """Draws for every image of a batch and hands out those of ``rows``.
+
+    An image sees the same numbers whichever process or part of the batch it is in; ``total`` is the size of the batch.
+    """
+
+    generator: torch.Generator
+    rows: slice | Tensor
+    total: int
+
+
+AnyGenerator = torch.Generator | RowGenerator
+
+
+def draw(
+    shape: tuple[int, ...], like: Tensor, generator: AnyGenerator, fill: Callable[[Tensor, torch.Generator], Tensor]
+) -> Tensor:
+    """A tensor of ``shape``, filled in place by ``fill``, of the type and device of ``like``.
+
+    The first dimension counts images.
+    """
+    if isinstance(generator, RowGenerator):
+        return fill(like.new_empty((generator.total, *shape[1:])), generator.generator)[generator.rows]
+    return fill(like.new_empty(shape), generator)
 
 
 @contextmanager

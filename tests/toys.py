@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from proxyrob.config import CertifyConfig, DigitsSource, EvaluateConfig
+from proxyrob.config import CertifyConfig, DigitsSource, EvaluateConfig, RobustObjective, SmoothObjective
 from proxyrob.config.base import digest_of
 from proxyrob.label.rule import AGREE, UNSURE
 from proxyrob.mix import SyntheticSet
@@ -18,6 +18,8 @@ from proxyrob.shards import (
     ShardManifest,
     describe_shards,
     read_manifest,
+    read_side_index,
+    read_side_table,
     shard_name,
     write_manifest,
     write_shard,
@@ -27,7 +29,8 @@ from proxyrob.shards import (
 from proxyrob.source import SourceReport, Split
 from proxyrob.source.splits import SplitName, write_splits
 from proxyrob.storage import DataPlace, Stage
-from proxyrob.threat import parse_threat
+from proxyrob.threat import Threat, parse_threat
+from proxyrob.train import LossParts, losses_on, perturb_images
 
 SMALL_DIGITS = DigitsSource(num_train=60, num_validation=30, num_test=60)
 SMALL_THREAT = parse_threat("linf:0.2")
@@ -153,6 +156,27 @@ def write_set(
 def read_images(place: DataPlace) -> UInt8[np.ndarray, "n h w c"]:
     """All images of a set of plain files, read without the library's reader."""
     return np.concatenate([np.load(Path(place.uri) / shard.key) for shard in read_manifest(place).shards])
+
+
+def compute_losses(
+    objective: RobustObjective | SmoothObjective,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: Threat | None,
+    scale: float,
+    generator: torch.Generator,
+) -> LossParts:
+    """The loss of each image, as a step of training takes it: ``perturb_images``, then ``losses_on`` what it gives."""
+    batch = perturb_images(objective, model, images, labels, threat=threat, scale=scale, generator=generator)
+    return losses_on(objective, model, batch)
+
+
+def read_labels(images: DataPlace, labels: DataPlace) -> pd.DataFrame:
+    """The side tables of all shards in the order of the images."""
+    index = read_side_index(labels, read_manifest(images))
+    return pd.concat([read_side_table(labels, entry) for entry in index.tables], ignore_index=True)
 
 
 class Linear(nn.Module):

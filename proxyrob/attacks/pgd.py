@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from proxyrob.attacks.projection import ascend, project, random_start
 from proxyrob.device import BatchNormMode, attack_mode, frozen
+from proxyrob.rng import AnyGenerator
 from proxyrob.threat import Threat
 
 
@@ -19,7 +20,7 @@ def attack_pgd(
     *,
     steps: int,
     relative_step: float,
-    generator: torch.Generator,
+    generator: AnyGenerator,
     scale: float = 1.0,
     start: Float[Tensor, "b c h w"] | None = None,
     batchnorm: BatchNormMode = "eval",

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from proxyrob.rng import AnyGenerator, draw
 from proxyrob.threat import Threat
 
 
@@ -24,15 +25,16 @@ def project(
 
 
 def random_start(
-    images: Float[Tensor, "b c h w"], threat: Threat, generator: torch.Generator, scale: float = 1.0
+    images: Float[Tensor, "b c h w"], threat: Threat, generator: AnyGenerator, scale: float = 1.0
 ) -> Float[Tensor, "b c h w"]:
     """A uniform point of the ball around each image, clipped to [0,1]."""
-    epsilon = scale * float(threat.epsilon)
+    epsilon, shape = scale * float(threat.epsilon), tuple(images.shape)
     if threat.norm == "linf":
-        delta = torch.empty_like(images).uniform_(-epsilon, epsilon, generator=generator)
+        delta = draw(shape, images, generator, lambda whole, of: whole.uniform_(-epsilon, epsilon, generator=of))
     else:
-        delta = torch.empty_like(images).normal_(generator=generator)
-        radius = torch.empty(len(images), device=images.device).uniform_(generator=generator) ** (1.0 / images[0].numel())
+        delta = draw(shape, images, generator, lambda whole, of: whole.normal_(generator=of))
+        quantile = draw(shape[:1], images, generator, lambda whole, of: whole.uniform_(generator=of))
+        radius = quantile ** (1.0 / images[0].numel())
         delta *= (epsilon * radius / delta.flatten(1).norm(dim=1).clamp_min(1e-12)).view(-1, 1, 1, 1)
     return (images + delta).clamp_(0.0, 1.0)
 

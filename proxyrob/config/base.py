@@ -23,8 +23,9 @@ class Config(BaseModel):
     REVISION: ClassVar[int] = 1
     """Raised whenever the same configuration comes to mean another result, so that no old result is taken for a new one."""
 
-    PLACES: ClassVar[frozenset[str]] = frozenset()
-    """Fields that say where something lies, not what it is: they are no part of the identity."""
+    MEANS: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say by what means a result is had, not what it is (where something lies, how much is held in memory):
+    they are no part of the identity."""
 
     def dump(self) -> dict[str, Any]:
         """As JSON values."""
@@ -39,7 +40,7 @@ class Config(BaseModel):
                     values[name] = part.identity()
                 case tuple(parts) if any(isinstance(part, Config) for part in parts):
                     values[name] = [part.identity() for part in parts]
-        return {"revision": self.REVISION, "values": {name: value for name, value in values.items() if name not in self.PLACES}}
+        return {"revision": self.REVISION, "values": {name: value for name, value in values.items() if name not in self.MEANS}}
 
     def digest(self) -> str:
         """The sha256 of the identity."""

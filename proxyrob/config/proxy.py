@@ -33,7 +33,7 @@ class JitterProxy(Config):
 class PublishedProxy(Config):
     """A set of images that was imported (``proxyrob import``), such as samples that others have published."""
 
-    PLACES: ClassVar[frozenset[str]] = frozenset({"name"})
+    MEANS: ClassVar[frozenset[str]] = frozenset({"name"})
 
     kind: Literal["published"] = "published"
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="the name it was imported under")]

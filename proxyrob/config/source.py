@@ -47,7 +47,7 @@ class CifarSource(Config):
     several sets, ``train_file`` and ``test_file`` say which.
     """
 
-    PLACES: ClassVar[frozenset[str]] = frozenset({"path", "train_file", "test_file"})
+    MEANS: ClassVar[frozenset[str]] = frozenset({"path", "train_file", "test_file"})
     FULL_TRAIN: ClassVar[int] = 50_000
     FULL_TEST: ClassVar[int] = 10_000
 
@@ -130,7 +130,7 @@ class Cifar2Source(CifarSource):
 class GivenSource(Config):
     """What the user's own data sets share: training and test images in files of the same layout."""
 
-    PLACES: ClassVar[frozenset[str]] = frozenset({"train", "test"})
+    MEANS: ClassVar[frozenset[str]] = frozenset({"train", "test"})
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="the data set, which models are named after")]
     train: Annotated[str, Field(description="where the training images lie")]

@@ -1,6 +1,6 @@
 """Training a classifier."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,13 +28,46 @@ RobustObjective = Annotated[NaturalObjective | PgdObjective | TradesObjective | 
 SmoothObjective = Annotated[StabilityObjective | GaussianObjective | SmoothAdvObjective, Field(discriminator="kind")]
 
 
+class ComputeConfig(Config):
+    """How a step is computed. But for rounding, ``precision`` alone changes what is computed."""
+
+    path: Annotated[
+        Literal["fast", "plain"],
+        Field(
+            description="fast: attacks read a copy of the network whose batch normalisation is part of its convolutions (where "
+            "attack_batchnorm is eval), in the layout that convolutions are fastest in; plain: the network itself"
+        ),
+    ] = "fast"
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(description="of the layers, in attacks and in the update; weights, losses and averages stay float32"),
+    ] = "float32"
+
+    @model_validator(mode="after")
+    def _plain_is_plain(self) -> "ComputeConfig":
+        if self.path == "plain" and self.precision != "float32":
+            raise ValueError(f"the plain path computes in float32; leave out path, or precision {self.precision}")
+        return self
+
+
 class TrainConfig(Config):
     """Training on real and synthetic images together; the objective is set by the subclasses."""
+
+    MEANS: ClassVar[frozenset[str]] = frozenset({"micro_batch"})
 
     steps: Annotated[int, Field(gt=0, description="optimizer steps, the same for real-only and mixed")] = 600
     batch_size: Annotated[int, Field(gt=1, description="images per step, real and synthetic together")] = 128
     synthetic_fraction: Annotated[float, Field(ge=0.0, lt=1.0, description="share of synthetic images in a batch")] = 0.5
     gamma: Annotated[Share, Field(description="weight of the loss on real images; 1 - gamma is that of synthetic ones")] = 0.5
+    micro_batch: Annotated[
+        int | None,
+        Field(
+            gt=0,
+            description="images held in memory at once; gradients are added up, and with batch normalisation, whose statistics "
+            "are those of the whole batch either way, the inside of each block is computed twice. Without it, the batch",
+        ),
+    ] = None
+    compute: ComputeConfig = ComputeConfig()
     learning_rate: Positive = 1e-2
     weight_decay: NonNegative = 5e-4
     optimizer: OptimizerConfig = AdamWOptimizer()

@@ -2,7 +2,7 @@
 
 from proxyrob.train.awp import awp_gamma, perturbed_weights
 from proxyrob.train.loop import TrainReport, read_curve, read_history, train_classifier
-from proxyrob.train.objectives import LossParts, PerturbedBatch, compute_losses, losses_on, perturb_images
+from proxyrob.train.objectives import LossParts, PerturbedBatch, losses_on, perturb_images
 from proxyrob.train.optimizer import build_average, build_optimizer, clip_gradients
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "build_average",
     "build_optimizer",
     "clip_gradients",
-    "compute_losses",
     "losses_on",
     "perturb_images",
     "perturbed_weights",

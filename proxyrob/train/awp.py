@@ -1,6 +1,6 @@
 """Adversarial weight perturbation (Wu et al. 2020)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,16 +22,16 @@ def awp_gamma(awp: AwpConfig | None, step: int, steps: int) -> float:
 def perturbed_weights(
     model: nn.Module,
     gamma: float,
-    loss: Callable[[], Float[Tensor, ""]],
+    losses: Callable[[], Iterable[Float[Tensor, ""]]],
     average: Callable[[Sequence[Tensor]], None] | None = None,
 ) -> Iterator[None]:
-    """Move the weights to where ``loss`` is larger, for the time of the block, and put the same bits back.
+    """Move the weights to where the sum of ``losses`` is larger, for the time of the block, and put the same bits back.
 
-    Each weight tensor w moves by gamma · ‖w‖ along its gradient of ``loss``, in one step: every tensor of
-    more than one dimension that is called ``weight``, so neither biases nor normalisation layers. Nothing happens where
-    gamma is 0. ``loss`` is that of the perturbed batch that the block trains on; it is taken with the mode that the model is
-    in, while no running statistic moves, and leaves no gradients behind. ``average`` averages the gradients in place over the
-    processes that share a batch.
+    Each weight tensor w moves by gamma · ‖w‖ along the gradient of that sum, in one step: every tensor of more than one
+    dimension that is called ``weight``, so neither biases nor normalisation layers. Nothing happens where gamma is 0.
+    ``losses`` are those of the parts of the perturbed batch that the block trains on, made one after the other; they are
+    taken with the mode that the model is in, while no running statistic moves, and leave no gradients behind. ``average``
+    averages the gradients in place over the processes that share a batch.
 
     Differs from the source: the weights are restored before the optimizer's step and not after it, so that they are restored
     exactly, and weight decay shrinks the weights themselves. The gradient is the same.
@@ -44,8 +44,10 @@ def perturbed_weights(
         for name, parameter in model.named_parameters()
         if name.rpartition(".")[2] == "weight" and parameter.ndim > 1 and parameter.requires_grad
     ]
+    gradients = [torch.zeros_like(weight) for weight in weights]
     with untracked(model):
-        gradients = torch.autograd.grad(loss(), weights, materialize_grads=True)
+        for loss in losses():
+            torch._foreach_add_(gradients, torch.autograd.grad(loss, weights, materialize_grads=True))  # pyright: ignore[reportPrivateImportUsage]  (what torch's optimizers use)
     if average is not None:
         average(gradients)
     before = [weight.detach().clone() for weight in weights]

@@ -3,6 +3,7 @@
 The two are apart because adversarial weight perturbation takes the loss of one batch twice.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from proxyrob.config.objective import (
 )
 from proxyrob.config.train import RobustObjective, SmoothObjective
 from proxyrob.device import attack_mode
+from proxyrob.rng import AnyGenerator
 from proxyrob.threat import Threat
 from proxyrob.train.smoothing import attack_smoothed, average_predictions, draw_noise
 
@@ -40,6 +42,12 @@ class PerturbedBatch:
     perturbed: Float[Tensor, "n c h w"]
     labels: Labels
 
+    def part(self, rows: slice) -> "PerturbedBatch":
+        """The batch of some of the images."""
+        copies = len(self.perturbed) // len(self.images)
+        perturbed = self.perturbed[rows.start * copies : rows.stop * copies]
+        return PerturbedBatch(self.images[rows], perturbed, self.labels[rows])
+
 
 @dataclass(frozen=True)
 class LossParts:
@@ -49,19 +57,15 @@ class LossParts:
     logits: Float[Tensor, "b k"]
 
 
-def compute_losses(
-    objective: RobustObjective | SmoothObjective,
-    model: nn.Module,
-    images: Float[Tensor, "b c h w"],
-    labels: Labels,
-    *,
-    threat: Threat | None,
-    scale: float,
-    generator: torch.Generator,
-) -> LossParts:
-    """The loss of each image under ``objective``: ``perturb_images``, then ``losses_on`` what it gives."""
-    batch = perturb_images(objective, model, images, labels, threat=threat, scale=scale, generator=generator)
-    return losses_on(objective, model, batch)
+def join_batches(batches: Sequence[PerturbedBatch]) -> PerturbedBatch:
+    """One batch of several parts."""
+    if len(batches) == 1:
+        return batches[0]
+    return PerturbedBatch(
+        torch.cat([batch.images for batch in batches]),
+        torch.cat([batch.perturbed for batch in batches]),
+        torch.cat([batch.labels for batch in batches]),
+    )
 
 
 def perturb_images(
@@ -72,7 +76,7 @@ def perturb_images(
     *,
     threat: Threat | None,
     scale: float,
-    generator: torch.Generator,
+    generator: AnyGenerator,
 ) -> PerturbedBatch:
     """Attack the images, or add noise, as ``objective`` says.
 
@@ -180,7 +184,7 @@ def _attack(
     loss: _CrossEntropy | _Divergence,
     threat: Threat | None,
     scale: float,
-    generator: torch.Generator,
+    generator: AnyGenerator,
 ) -> Float[Tensor, "b c h w"]:
     if threat is None:
         raise ValueError("expected a threat model for an adversarial objective, got None")

@@ -3,19 +3,19 @@
 import math
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proxyrob.attacks import attack_pgd
 from proxyrob.config.objective import SmoothAdvObjective
+from proxyrob.rng import AnyGenerator, draw
 
 
-def draw_noise(images: Float[Tensor, "b c h w"], generator: torch.Generator, count: int = 1) -> Float[Tensor, "n c h w"]:
+def draw_noise(images: Float[Tensor, "b c h w"], generator: AnyGenerator, count: int = 1) -> Float[Tensor, "n c h w"]:
     """Standard normal noise, ``count`` samples of each image in turn; from ``generator``."""
-    shape = (count * len(images), *images.shape[1:])
-    return torch.randn(shape, generator=generator, device=images.device, dtype=images.dtype)
+    shape = (len(images), count, *images.shape[1:])
+    return draw(shape, images, generator, lambda whole, of: whole.normal_(generator=of)).flatten(0, 1)
 
 
 def average_predictions(logits: Float[Tensor, "n k"], num_images: int) -> Float[Tensor, "b k"]:
@@ -30,7 +30,7 @@ def attack_smoothed(
     images: Float[Tensor, "b c h w"],
     loss: Callable[[Float[Tensor, "b k"]], Float[Tensor, ""]],
     scale: float,
-    generator: torch.Generator,
+    generator: AnyGenerator,
 ) -> Float[Tensor, "n c h w"]:
     """Noisy copies of images on which the smoothed classifier is attacked, ``num_noise`` of each image in turn.
 

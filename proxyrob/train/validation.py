@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proxyrob.attacks import attack_pgd
-from proxyrob.device import eval_mode
+from proxyrob.device import eval_mode, has_batchnorm
 from proxyrob.rng import Streams
 from proxyrob.source import Split
 from proxyrob.threat import Threat
+from proxyrob.train.reading import Reader
 
 PGD_STEPS = 10
 RELATIVE_STEP = 0.25
@@ -36,6 +38,10 @@ class Selection:
             self.score, self.step = score_of(row), int(row["step"])
             self.weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
+    def has(self, step: int) -> bool:
+        """Whether the curve goes up to ``step``."""
+        return bool(self.curve) and self.curve[-1]["step"] >= step
+
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {"curve": self.curve, "score": self.score, "step": self.step, "weights": self.weights}
@@ -53,18 +59,32 @@ class Validator:
     starting points at every step, so that curves do not move by chance.
     """
 
-    def __init__(self, train: Split, validation: Split, threat: Threat | None, streams: Streams, device: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Split,
+        validation: Split,
+        threat: Threat | None,
+        streams: Streams,
+        device: str,
+        *,
+        fast: bool = False,
+        before_reading: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``fast`` reads a folded copy of the model; ``before_reading`` may raise to end a measurement."""
         self.parts = {"train": train.first(len(validation)), "validation": validation}
         self.threat, self.streams, self.device = threat, streams, device
+        example = validation.first(2).images.to(device) if fast and has_batchnorm(model) else None
+        self.reader = Reader(model, before=before_reading, example=example)
 
-    def measure(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Accuracies of ``model`` (in eval mode) after ``step`` steps; with a threat model also the robust-overfitting gap.
+    def measure(self, step: int) -> dict[str, float]:
+        """Accuracies of the model (in eval mode) after ``step`` steps; with a threat model also the robust-overfitting gap.
 
         Randomness: ``train/validate`` by batch.
         """
         row: dict[str, float] = {"step": step}
         for name, split in self.parts.items():
-            clean, robust = self.count_correct(model, split)
+            clean, robust = self.count_correct(split)
             row[f"{name}_accuracy"] = clean / len(split)
             if robust is not None:
                 row[f"{name}_pgd_accuracy"] = robust / len(split)
@@ -72,22 +92,23 @@ class Validator:
             row["robust_gap"] = row["train_pgd_accuracy"] - row["validation_pgd_accuracy"]
         return {**row, "time_s": time.time()}
 
-    def count_correct(self, model: nn.Module, split: Split) -> tuple[int, int | None]:
+    def count_correct(self, split: Split) -> tuple[int, int | None]:
         """How many images are classified correctly, and how many still are after the attack."""
         clean, robust = 0, 0
-        with eval_mode(model):
+        self.reader.refresh()
+        with eval_mode(self.reader):
             for start in range(0, len(split), BATCH_SIZE):
                 part = Split(split.stored[start : start + BATCH_SIZE], split.labels[start : start + BATCH_SIZE])
                 images, targets = part.images.to(self.device), part.targets.to(self.device)
-                clean += _count(model, images, targets)
+                clean += _count(self.reader, images, targets)
                 if self.threat is not None:
-                    robust += _count(model, self._attack(model, images, targets, start), targets)
+                    robust += _count(self.reader, self._attack(images, targets, start), targets)
         return clean, robust if self.threat is not None else None
 
-    def _attack(self, model: nn.Module, images: Tensor, targets: Tensor, start: int) -> Tensor:
+    def _attack(self, images: Tensor, targets: Tensor, start: int) -> Tensor:
         assert self.threat is not None
         return attack_pgd(
-            model,
+            self.reader,
             images,
             lambda logits: F.cross_entropy(logits, targets, reduction="sum"),
             self.threat,

@@ -27,8 +27,9 @@ from proxyrob.config import (
     TradesObjective,
 )
 from proxyrob.threat import parse_threat
-from proxyrob.train import awp_gamma, compute_losses, losses_on, perturb_images, perturbed_weights
+from proxyrob.train import awp_gamma, losses_on, perturb_images, perturbed_weights
 from proxyrob.train.objectives import mart_losses
+from tests.toys import compute_losses
 
 Objective = RobustObjective | SmoothObjective
 Ascent = Callable[[Tensor], Tensor]
@@ -293,7 +294,7 @@ def test_weight_perturbation(objective: Objective, labels: Tensor, norm: str) ->
     def loss() -> Tensor:
         return losses_on(objective, model, batch).losses.mean()
 
-    with perturbed_weights(model, awp_gamma(objective.awp, 0, 10), loss):
+    with perturbed_weights(model, awp_gamma(objective.awp, 0, 10), lambda: [loss()]):
         found = loss()
         found.backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()

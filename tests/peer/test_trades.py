@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from proxyrob.config import TradesObjective
 from proxyrob.threat import parse_threat
-from proxyrob.train import compute_losses
-from tests.toys import random_images
+from tests.toys import compute_losses, random_images
 
 IMAGES, LABELS = random_images(6), torch.tensor([0, 1, 2, 3, 4, 5])
 EPSILON, BETA, STEPS, RELATIVE_STEP = 0.1, 4.0, 5, 0.25

@@ -31,7 +31,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def test_the_weights_come_back_bit_for_bit(model: nn.Sequential) -> None:
     """After the block every bit of every parameter and statistic is what it was, and no gradient is left over."""
     before = _state(model)
-    with perturbed_weights(model, 0.3, lambda: _loss(model)):
+    with perturbed_weights(model, 0.3, lambda: [_loss(model)]):
         assert not same_state(_state(model), before)
     assert same_state(_state(model), before)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -40,7 +40,7 @@ def test_the_weights_come_back_bit_for_bit(model: nn.Sequential) -> None:
 def test_the_weights_come_back_after_an_error(model: nn.Sequential) -> None:
     """Also when the block fails."""
     before = _state(model)
-    with pytest.raises(ArithmeticError), perturbed_weights(model, 0.3, lambda: _loss(model)):
+    with pytest.raises(ArithmeticError), perturbed_weights(model, 0.3, lambda: [_loss(model)]):
         raise ArithmeticError
     assert same_state(_state(model), before)
 
@@ -49,7 +49,7 @@ def test_weights_that_multiply_move_and_nothing_else(model: nn.Sequential) -> No
     """Each moves by gamma of its own length, to where the loss is larger; biases and normalisation layers stay."""
     before, small = _state(model), _loss(model).item()
     model.load_state_dict(before)
-    with perturbed_weights(model, 0.05, lambda: _loss(model)):
+    with perturbed_weights(model, 0.05, lambda: [_loss(model)]):
         moved = {name: value - before[name] for name, value in _state(model).items()}
         assert _loss(model).item() > small
     for name in ("0.weight", "4.weight"):
@@ -60,7 +60,7 @@ def test_weights_that_multiply_move_and_nothing_else(model: nn.Sequential) -> No
 def test_without_gamma_nothing_is_computed(model: nn.Sequential) -> None:
     """Where weights are not perturbed, or not yet, the loss is not even asked for."""
 
-    def never() -> Tensor:
+    def never() -> list[Tensor]:
         raise AssertionError
 
     before = _state(model)
@@ -80,10 +80,10 @@ def test_a_weight_without_gradient_stays(model: nn.Sequential) -> None:
     part = nn.Sequential(*list(model))
     model.add_module("unused", nn.Linear(3, 3))
     before = _state(model)
-    with perturbed_weights(model, 0.1, lambda: _loss(part)):
+    with perturbed_weights(model, 0.1, lambda: [_loss(part)]):
         assert torch.equal(model.state_dict()["unused.weight"], before["unused.weight"])
         assert not torch.equal(model.state_dict()["4.weight"], before["4.weight"])
-    with perturbed_weights(model, 0.1, lambda: 0.0 * _loss(part)):
+    with perturbed_weights(model, 0.1, lambda: [0.0 * _loss(part)]):
         assert same_state(_state(model), before)
 
 
@@ -95,9 +95,9 @@ def test_processes_that_share_a_batch_move_alike(model: nn.Sequential) -> None:
         for gradient in gradients:
             gradient.neg_()
 
-    with perturbed_weights(model, 0.05, lambda: _loss(model)):
+    with perturbed_weights(model, 0.05, lambda: [_loss(model)]):
         up = _state(model)["0.weight"] - before["0.weight"]
-    with perturbed_weights(model, 0.05, lambda: _loss(model), turn):
+    with perturbed_weights(model, 0.05, lambda: [_loss(model)], turn):
         down = _state(model)["0.weight"] - before["0.weight"]
     assert torch.allclose(up, -down, atol=1e-6)
     assert bool((up != 0).any())

@@ -21,9 +21,9 @@ from proxyrob.config import (
     TradesObjective,
 )
 from proxyrob.threat import parse_threat
-from proxyrob.train import compute_losses, perturb_images
+from proxyrob.train import perturb_images
 from proxyrob.train.objectives import LossParts, divergence, mart_losses
-from tests.toys import random_images, same_state
+from tests.toys import compute_losses, random_images, same_state
 
 IMAGES, LABELS = random_images(6), torch.tensor([0, 1, 2, 3, 4, 5])
 THREAT = parse_threat("linf:0.1")
