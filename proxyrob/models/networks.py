@@ -36,6 +36,13 @@ def activation_layer(activation: Activation) -> nn.Module:
             return nn.SiLU()
 
 
+def projection_shortcut(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+    """A shortcut around a block: a 1×1 convolution with batch normalisation, or nothing where the shapes are the same."""
+    if stride == 1 and channels_in == channels_out:
+        return nn.Sequential()
+    return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out))
+
+
 class Cnn(nn.Module):
     """3×3 convolutions without normalisation layers, each but the first with stride 2, then a linear layer."""
 
@@ -62,11 +69,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels_out)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
-            )
+        self.shortcut = projection_shortcut(channels_in, channels_out, stride)
         self.activation = activation_layer(activation)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:

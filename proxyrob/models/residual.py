@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proxyrob.config.models import Activation
-from proxyrob.models.networks import BasicBlock, activation_layer
+from proxyrob.models.networks import BasicBlock, activation_layer, projection_shortcut
 
 MakeBlock = Callable[[int, int, int], nn.Module]
 """A block by its channels in, its channels out and its stride."""
@@ -33,11 +33,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, channels_out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels_out)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or channels_in != channels_out:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
-            )
+        self.shortcut = projection_shortcut(channels_in, channels_out, stride)
         self.activation = activation_layer(activation)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d i j"]:
@@ -56,14 +52,11 @@ class StandardResnet(nn.Module):
         super().__init__()
         width = base_channels if depth < 50 else 4 * base_channels
         block: MakeBlock = partial(BasicBlock if depth < 50 else Bottleneck, activation=activation)
-        counts = _BLOCKS_PER_STAGE[depth]
         self.conv1 = nn.Conv2d(channels, base_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(base_channels)
         self.activation = activation_layer(activation)
-        self.layer1 = _stage(block, base_channels, width, counts[0], stride=1)
-        self.layer2 = _stage(block, width, 2 * width, counts[1], stride=2)
-        self.layer3 = _stage(block, 2 * width, 4 * width, counts[2], stride=2)
-        self.layer4 = _stage(block, 4 * width, 8 * width, counts[3], stride=2)
+        stages = _stages(block, base_channels, width, _BLOCKS_PER_STAGE[depth])
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.linear = nn.Linear(8 * width, num_classes)
         _initialise(self)
 
@@ -101,16 +94,13 @@ class PreactResnet(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, depth: int, base_channels: int, activation: Activation) -> None:
         super().__init__()
-        width, counts = base_channels, _BLOCKS_PER_STAGE[depth]
         block: MakeBlock = partial(PreactBlock, activation=activation)
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.layer1 = _stage(block, width, width, counts[0], stride=1)
-        self.layer2 = _stage(block, width, 2 * width, counts[1], stride=2)
-        self.layer3 = _stage(block, 2 * width, 4 * width, counts[2], stride=2)
-        self.layer4 = _stage(block, 4 * width, 8 * width, counts[3], stride=2)
-        self.bn = nn.BatchNorm2d(8 * width)
+        self.conv1 = nn.Conv2d(channels, base_channels, 3, padding=1, bias=False)
+        stages = _stages(block, base_channels, base_channels, _BLOCKS_PER_STAGE[depth])
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.bn = nn.BatchNorm2d(8 * base_channels)
         self.activation = activation_layer(activation)
-        self.linear = nn.Linear(8 * width, num_classes)
+        self.linear = nn.Linear(8 * base_channels, num_classes)
         _initialise(self)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
@@ -146,9 +136,8 @@ class WideResnet(nn.Module):
         count = (depth - 4) // 6
         block: MakeBlock = partial(WideBlock, activation=activation)
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        self.block1 = _group("layer", _stage(block, 16, 16 * width, count, stride=1))
-        self.block2 = _group("layer", _stage(block, 16 * width, 32 * width, count, stride=2))
-        self.block3 = _group("layer", _stage(block, 32 * width, 64 * width, count, stride=2))
+        stages = _stages(block, 16, 16 * width, (count, count, count))
+        self.block1, self.block2, self.block3 = (_group("layer", stage) for stage in stages)
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.activation = activation_layer(activation)
         self.fc = nn.Linear(64 * width, num_classes)
@@ -200,16 +189,13 @@ class DeepmindPreactResnet(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, depth: int, base_channels: int, activation: Activation) -> None:
         super().__init__()
-        width, counts = base_channels, _BLOCKS_PER_STAGE[depth]
         block: MakeBlock = partial(DeepmindPreactBlock, activation=activation)
-        self.conv_2d = SameConv(channels, width, 1)
-        self.layer_0 = _stage(block, width, width, counts[0], stride=1)
-        self.layer_1 = _stage(block, width, 2 * width, counts[1], stride=2)
-        self.layer_2 = _stage(block, 2 * width, 4 * width, counts[2], stride=2)
-        self.layer_3 = _stage(block, 4 * width, 8 * width, counts[3], stride=2)
-        self.batchnorm = nn.BatchNorm2d(8 * width)
+        self.conv_2d = SameConv(channels, base_channels, 1)
+        stages = _stages(block, base_channels, base_channels, _BLOCKS_PER_STAGE[depth])
+        self.layer_0, self.layer_1, self.layer_2, self.layer_3 = stages
+        self.batchnorm = nn.BatchNorm2d(8 * base_channels)
         self.activation = activation_layer(activation)
-        self.logits = nn.Linear(8 * width, num_classes)
+        self.logits = nn.Linear(8 * base_channels, num_classes)
         _initialise(self)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
@@ -245,11 +231,8 @@ class DeepmindWideResnet(nn.Module):
         count = (depth - 4) // 6
         block: MakeBlock = partial(DeepmindWideBlock, activation=activation)
         self.init_conv = SameConv(channels, 16, 1)
-        self.layer = nn.Sequential(
-            _group("block", _stage(block, 16, 16 * width, count, stride=1)),
-            _group("block", _stage(block, 16 * width, 32 * width, count, stride=2)),
-            _group("block", _stage(block, 32 * width, 64 * width, count, stride=2)),
-        )
+        stages = _stages(block, 16, 16 * width, (count, count, count))
+        self.layer = nn.Sequential(*(_group("block", stage) for stage in stages))
         self.batchnorm = nn.BatchNorm2d(64 * width)
         self.activation = activation_layer(activation)
         self.logits = nn.Linear(64 * width, num_classes)
@@ -260,9 +243,15 @@ class DeepmindWideResnet(nn.Module):
         return self.logits(self.activation(self.batchnorm(x)).mean(dim=(2, 3)))
 
 
-def _stage(block: MakeBlock, channels_in: int, channels_out: int, count: int, stride: int) -> nn.Sequential:
-    first = block(channels_in, channels_out, stride)
-    return nn.Sequential(first, *(block(channels_out, channels_out, 1) for _ in range(count - 1)))
+def _stages(block: MakeBlock, channels_in: int, width: int, counts: tuple[int, ...]) -> list[nn.Sequential]:
+    """One stage per entry of ``counts``, its number of blocks; each but the first doubles the channels and halves the image."""
+    stages = []
+    for position, count in enumerate(counts):
+        channels_out = width * 2**position
+        first = block(channels_in, channels_out, 1 if position == 0 else 2)
+        stages.append(nn.Sequential(first, *(block(channels_out, channels_out, 1) for _ in range(count - 1))))
+        channels_in = channels_out
+    return stages
 
 
 def _group(name: str, stage: nn.Sequential) -> nn.Sequential:
