@@ -14,13 +14,12 @@ from jaxtyping import Int64, UInt8
 
 from proxyrob.config.proxy import MixtureProxy, ProxyConfig, PublishedProxy
 from proxyrob.errors import DataIntegrityError
-from proxyrob.proxy.sampling import SamplesReport, count_constant
+from proxyrob.proxy.sampling import SamplesReport, count_all_constant, count_constant
 from proxyrob.shards import (
     GIVEN_LABELS,
     ShardManifest,
     describe_shards,
     read_manifest,
-    read_shard,
     shard_name,
     write_manifest,
     write_shard,
@@ -87,6 +86,7 @@ def import_samples(
         finished += 1
     done = min(finished * shard_size, file.num_images)
     on_progress(done, file.num_images)
+    counted: dict[str, int] = {}
     known = len(file.class_names) if file.class_names else num_classes
     if done < file.num_images:
         for number, (images, classes) in enumerate(_recut(file.read(done), shard_size), start=finished):
@@ -99,6 +99,7 @@ def import_samples(
                     f"{path}, rows {done} to {done + len(images) - 1}: every value is 0 or 1, but pixels range from 0 to 255; "
                     "were the images scaled to [0,1] before they were rounded?"
                 )
+            counted[shard_name(number)] = count_constant(images)
             write_shard(place, shard_name(number), images)
             done += len(images)
             on_progress(done, file.num_images)
@@ -121,7 +122,7 @@ def import_samples(
         num_shards=len(manifest.shards),
         image_shape=manifest.image_shape,
         class_counts=counts,
-        constant_images=_count_constant(place, manifest),
+        constant_images=count_all_constant(place, manifest, counted),
         sha256=manifest.sha256,
     )
 
@@ -175,7 +176,7 @@ def adopt_samples(
             f"{images.uri} has images of shape {manifest.image_shape}, the real images have {(height, width, channels)}; "
             "choose a set of the same size"
         )
-    constant = _count_constant(images, manifest, on_progress)
+    constant = count_all_constant(images, manifest, {}, on_progress)
     report = SamplesReport(
         num_images=manifest.num_images,
         num_shards=len(manifest.shards),
@@ -243,12 +244,3 @@ def _count_classes(given: DataPlace, manifest: ShardManifest) -> int:
     store = given.open()
     tables = (pd.read_parquet(io.BytesIO(store.read(f"{shard.name}.parquet")), columns=["label"]) for shard in manifest.shards)
     return max(int(table.label.max()) for table in tables) + 1
-
-
-def _count_constant(place: DataPlace, manifest: ShardManifest, on_progress: OnProgress = no_progress) -> int:
-    constant = done = 0
-    for shard in manifest.shards:
-        constant += count_constant(read_shard(place, shard, manifest.image_shape, mapped=True))
-        done += shard.num_images
-        on_progress(done, manifest.num_images)
-    return constant

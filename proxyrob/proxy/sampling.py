@@ -1,6 +1,7 @@
 """Sampling a proxy into shards."""
 
 import time
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from proxyrob.proxy.diffusion import DiffusionSampler
 from proxyrob.proxy.jitter import JitterSampler
 from proxyrob.shards import (
     MANIFEST,
+    ShardManifest,
     describe_shards,
     in_workers_order,
     read_shard,
@@ -69,6 +71,7 @@ def sample_proxy(
     sampler = _sampler(config, source=source, proxy=proxy, seed=seed, device=device)
     firsts = range(0, config.num_images, sampling.shard_size)
     shards = [(shard_name(k), first, min(sampling.shard_size, config.num_images - first)) for k, first in enumerate(firsts)]
+    counted: dict[str, int] = {}
     done = 0
     for name, first, count in in_workers_order(shards):
         if store.stat(f"{name}.npy") is None:
@@ -76,7 +79,9 @@ def sample_proxy(
             for start in range(first, first + count, sampling.batch_size):
                 on_progress(done + start - first, config.num_images)
                 pieces.append(sampler.sample(np.arange(start, min(start + sampling.batch_size, first + count))))
-            write_shard(place, name, np.concatenate(pieces))
+            shard = np.concatenate(pieces)
+            counted[name] = count_constant(shard)
+            write_shard(place, name, shard)
         done += count
         on_progress(done, config.num_images)
     manifest = describe_shards(
@@ -88,7 +93,7 @@ def sample_proxy(
         sampler=config.dump(),
         seed=seed,
     )
-    constant = sum(count_constant(read_shard(place, shard, manifest.image_shape, mapped=True)) for shard in manifest.shards)
+    constant = count_all_constant(place, manifest, counted)
     if constant > config.num_images // 100:
         raise DataIntegrityError(
             f"{constant} of {config.num_images} sampled images are constant: the generator has collapsed; "
@@ -112,6 +117,24 @@ def count_constant(images: UInt8[np.ndarray, "n h w c"]) -> int:
     """How many images are of one single value."""
     flat = images.reshape(len(images), -1)
     return int((flat == flat[:, :1]).all(axis=1).sum())
+
+
+def count_all_constant(
+    place: DataPlace, manifest: ShardManifest, counted: Mapping[str, int], on_progress: OnProgress = no_progress
+) -> int:
+    """How many images of a set are of one single value; of the shards only those that are not ``counted`` yet are read.
+
+    Raises ``DataIntegrityError`` when one of these is missing or damaged.
+    """
+    constant = done = 0
+    for shard in manifest.shards:
+        if shard.name in counted:
+            constant += counted[shard.name]
+        else:
+            constant += count_constant(read_shard(place, shard, manifest.image_shape, mapped=True))
+        done += shard.num_images
+        on_progress(done, manifest.num_images)
+    return constant
 
 
 def _sampler(config: DiffusionProxy | JitterProxy, *, source: Stage, proxy: Stage | None, seed: int, device: str) -> Sampler:

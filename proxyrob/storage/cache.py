@@ -55,15 +55,15 @@ class Cache:
         self._make_room(room, size_bytes)
         try:
             store.download(key, path, sha256=sha256)
-            found_bytes = path.stat().st_size
-            if found_bytes != size_bytes:
+            status = path.stat()
+            if status.st_size != size_bytes:
                 _remove(path)
                 raise DataIntegrityError(
-                    f"{key} of {store.uri} has {found_bytes} bytes and the expected sha256 {sha256}, but {size_bytes} bytes "
+                    f"{key} of {store.uri} has {status.st_size} bytes and the expected sha256 {sha256}, but {size_bytes} bytes "
                     "were announced; write the list that announces it again"
                 )
             path.chmod(0o444)
-            remember_hash(path, sha256)
+            remember_hash(path, sha256, status)
         finally:
             room.unlink(missing_ok=True)
 

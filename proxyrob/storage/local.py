@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from proxyrob.errors import DataIntegrityError
-from proxyrob.storage.placed import checked_key, placed
+from proxyrob.storage.placed import Placing, checked_key, placed
 from proxyrob.storage.store import ObjectInfo
-from proxyrob.storage.verified import forget_hash, known_hash
+from proxyrob.storage.verified import forget_hash, known_hash, remember_hash
 
 
 class LocalStore:
     """A folder; objects are its files, hidden ones excepted.
 
-    Hashes are not recorded beside them: manifests and records have them. (What ``hash_once`` keeps is told by ``stat``.)
+    The hash of what was written through it is kept in a hidden file beside it, where ``hash_once`` finds it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,14 +51,16 @@ class LocalStore:
         return self._file(key).read_bytes()
 
     def write(self, key: str, content: bytes, *, replace: bool = False) -> bool:
-        with placed(self._path(key), replace=replace) as placing:
+        path = self._path(key)
+        with placed(path, replace=replace) as placing:
             placing.write(content)
-        return placing.done
+        return _remembered(path, placing)
 
     def upload(self, key: str, path: Path, *, replace: bool = False) -> bool:
-        with path.open("rb") as content, placed(self._path(key), replace=replace) as placing:
+        target = self._path(key)
+        with path.open("rb") as content, placed(target, replace=replace) as placing:
             placing.copy(content)
-        return placing.done
+        return _remembered(target, placing)
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
         source = self._file(key)
@@ -88,3 +90,10 @@ class LocalStore:
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise ValueError(f"expected a key below {self.folder}, got {key!r}, which a link leads out of it")
         return path
+
+
+def _remembered(path: Path, placing: Placing) -> bool:
+    """Whether the file got its name; if so its hash, which is known from writing it, is kept."""
+    if placing.done:
+        remember_hash(path, placing.sha256, placing.status)
+    return placing.done

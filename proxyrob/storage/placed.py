@@ -16,7 +16,10 @@ SYNC_BYTES = 32 << 20  # what is written goes to the disk while the rest still c
 
 
 class Placing:
-    """A file under way: what was written so far is hashed, and ``done`` says at the end whether the file got its name."""
+    """A file under way: what was written so far is hashed.
+
+    At the end ``done`` says whether the file got its name, and ``status`` what the file system knows of it.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -24,8 +27,9 @@ class Placing:
         self.size_bytes = 0
         self._synced_bytes = 0
         self.done = False
+        self.status = os.fstat(file.fileno())
 
-    def write(self, content: bytes) -> None:
+    def write(self, content: bytes | memoryview) -> None:
         self._file.write(content)
         self._hash.update(content)
         self.size_bytes += len(content)
@@ -67,6 +71,7 @@ def placed(path: Path, *, replace: bool) -> Iterator[Placing]:
             yield placing
             file.flush()
             os.fsync(file.fileno())
+            placing.status = os.fstat(file.fileno())
         if replace:
             temporary.replace(path)
             placing.done = True

@@ -16,19 +16,22 @@ def hash_once(path: Path) -> str:
     The result is kept in ``.NAME.sha256`` beside the file, with the size, time of change and inode it holds for. A file that
     was written anew is therefore noticed, and bits that rot on an idle disk are not: ``sha256_of`` reads in any case.
     """
-    identity = _identity(path)
+    identity = _identity(path.stat())
     known = _recorded(path, identity)
     if known is not None:
         return known
     sha256 = sha256_of(path)
-    if _identity(path) == identity:
+    if _identity(path.stat()) == identity:
         _record(path, identity, sha256)
     return sha256
 
 
-def remember_hash(path: Path, sha256: str) -> None:
-    """Keep the hash of a file that the caller has just written and hashed, so that ``hash_once`` need not read it."""
-    _record(path, _identity(path), sha256)
+def remember_hash(path: Path, sha256: str, status: os.stat_result) -> None:
+    """Keep the hash of a file that the caller has just written and hashed, so that ``hash_once`` need not read it.
+
+    ``status`` is that of the caller's own file: of another that has taken its name since, nothing is believed.
+    """
+    _record(path, _identity(status), sha256)
 
 
 def forget_hash(path: Path) -> None:
@@ -39,7 +42,7 @@ def forget_hash(path: Path) -> None:
 
 def known_hash(path: Path) -> str | None:
     """The hash that is kept for the file as it is now, or ``None``; the content is not read."""
-    return _recorded(path, _identity(path))
+    return _recorded(path, _identity(path.stat()))
 
 
 def verify_once(path: Path, sha256: str, remedy: str) -> None:
@@ -58,8 +61,7 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(f".{path.name}.sha256")
 
 
-def _identity(path: Path) -> dict[str, int]:
-    status = path.stat()
+def _identity(status: os.stat_result) -> dict[str, int]:
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
 
 

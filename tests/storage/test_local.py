@@ -3,12 +3,14 @@
 import errno
 import os
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from proxyrob.storage.local import LocalStore
 from proxyrob.storage.placed import ABANDONED_S
+from proxyrob.storage.verified import known_hash
 from tests.toys import files_below
 
 
@@ -39,6 +41,21 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:
     assert list(store.list()) == []
     store.write("key", b"x")
     assert files_below(tmp_path) == {"key", ".new.01234567.part"}
+
+
+def test_what_was_written_has_a_known_hash(tmp_path: Path) -> None:
+    """The hash comes from writing, so that no file is read for it; of a file that was there already nothing is told."""
+    store, content = LocalStore(tmp_path / "store"), tmp_path / "content"
+    content.write_bytes(b"x")
+    (store.folder / "there").mkdir(parents=True)
+    (store.folder / "there" / "key").write_bytes(b"there")
+    assert not store.upload("there/key", content)
+    assert known_hash(store.folder / "there" / "key") is None
+    for replace in (False, True):
+        assert store.write("written", b"y", replace=replace)
+        assert store.upload("uploaded", content, replace=replace)
+        assert known_hash(store.folder / "written") == sha256(b"y").hexdigest()
+        assert known_hash(store.folder / "uploaded") == sha256(b"x").hexdigest()
 
 
 def test_a_link_does_not_lead_out(tmp_path: Path) -> None:

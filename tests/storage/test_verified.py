@@ -56,9 +56,21 @@ def test_what_a_writer_has_hashed_is_not_read(tmp_path: Path, reads: list[Path])
     """``remember_hash`` is believed as long as the file is the same."""
     path = tmp_path / "file"
     path.write_bytes(b"content")
-    remember_hash(path, sha256_of(path))
+    remember_hash(path, sha256_of(path), path.stat())
     assert hash_once(path) == sha256_of(path)
     assert reads == []
+
+
+def test_the_hash_of_a_file_that_was_replaced_is_not_believed(tmp_path: Path, reads: list[Path]) -> None:
+    """Of two writers of one name, what the first one tells afterwards of its own file says nothing of the second one's."""
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    status, sha256 = path.stat(), sha256_of(path)
+    (tmp_path / "other").write_bytes(b"CONTENT")
+    (tmp_path / "other").replace(path)
+    remember_hash(path, sha256, status)
+    assert hash_once(path) == sha256_of(path) != sha256
+    assert len(reads) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"sha256": 5}', b"\xff", json.dumps({"size": 7}).encode()])

@@ -134,6 +134,18 @@ def test_an_interrupted_import_goes_on(layout: str, killed_at: int, tmp_path: Pa
     assert _content(place) == _content(whole)
 
 
+@pytest.mark.parametrize("killed_at", [5, 10, 20])
+def test_constant_images_are_counted_across_an_interruption(killed_at: int, tmp_path: Path, place: DataPlace) -> None:
+    """Those of the shards written before and of the shards written after are added."""
+    stored = SPLIT.stored.copy()
+    stored[[2, 11, 22]] = 7
+    np.save(tmp_path / "set.npy", stored)
+    with pytest.raises(StopHereError):
+        _import({"path": tmp_path / "set.npy"}, place, on_progress=Killer(lambda done: done == killed_at))
+    for _ in range(2):
+        assert _import({"path": tmp_path / "set.npy"}, place).constant_images == 3
+
+
 def test_importing_again_changes_nothing(tmp_path: Path, place: DataPlace) -> None:
     """A finished import answers with its report and writes nothing."""
     given = _write_npz(tmp_path)

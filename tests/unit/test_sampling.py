@@ -1,15 +1,16 @@
 """Sampling a proxy into shards."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from proxyrob.config import JitterProxy, SamplingConfig
 from proxyrob.errors import DataIntegrityError
-from proxyrob.proxy import SamplesReport, sample_proxy
+from proxyrob.proxy import SamplesReport, sample_proxy, sampling
 from proxyrob.proxy.jitter import JitterSampler
-from proxyrob.shards import read_manifest, read_shard
+from proxyrob.shards import ShardEntry, read_manifest, read_shard, shard_name
 from proxyrob.source import source_report
 from proxyrob.storage import DataPlace, Stage
 from proxyrob.types import OnProgress, no_progress
@@ -111,6 +112,26 @@ def test_a_collapsed_generator_is_refused(make_stage: MakeStage, black: int, col
         assert not (stage.folder / "manifest.json").exists()
     else:
         assert _sample(source, stage, config).constant_images == 1
+
+
+def test_images_are_counted_without_reading_what_was_written(make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own shards a worker knows how many images are constant; those of others it reads, and adds them."""
+    read: list[str] = []
+
+    def recorded(place: DataPlace, entry: ShardEntry, *args: Any, **options: Any) -> np.ndarray:
+        read.append(entry.name)
+        return read_shard(place, entry, *args, **options)
+
+    monkeypatch.setattr(sampling, "read_shard", recorded)
+    source, stage, config = _half_black(make_stage("source"), 1), make_stage("samples"), JitterProxy(num_images=100, sigma=1e-9)
+    report = _sample(source, stage, config)
+    assert (report.constant_images, read) == (1, [])
+    black = int(np.flatnonzero((read_images(DataPlace.of(stage.folder)) == 0).all(axis=(1, 2, 3)))[0]) // SAMPLING.shard_size
+    for number in (black, black + 1):
+        (stage.folder / f"{shard_name(number % 10)}.npy").unlink()
+        read.clear()
+        assert _sample(source, stage, config).constant_images == 1
+        assert read == [shard_name(other) for other in range(10) if other != number % 10]
 
 
 def test_sampling_needs_a_finished_source(make_stage: MakeStage, tmp_path: Path) -> None:
