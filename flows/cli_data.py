@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.console import FAILED, console, fail, failures, prepare_settings, work_here, wrong_use
+from flows.console import FAILED, choose_by_name, console, fail, failures, prepare_settings, work_here, wrong_use
 
 if TYPE_CHECKING:
     from proxyrob.shards import FoundSet, ShardManifest
@@ -208,17 +208,11 @@ def _find_set(name: str, at: str | None) -> "tuple[DataPlace, FoundSet]":
 
     with failures():
         sets = find_sets(place)
-    chosen = [found for found in sets if found.name == name] or [
-        found for found in sets if found.name.rpartition("/")[2].startswith(name)
-    ]
     with wrong_use():
-        if len(chosen) != 1:
-            known = ", ".join(found.name for found in chosen or sets) or "none yet"
-            what = f"{name!r} may be any of these sets" if chosen else f"there is no set {name!r}; sets"
-            raise ValueError(f"{what}: {known} (at {place.uri})")
-        if chosen[0].manifest is None:
-            raise ValueError(f"the set {chosen[0].name!r} is unfinished; give the command that makes it again")
-    return inside(place, chosen[0].name), chosen[0]
+        chosen = choose_by_name(name, {found.name: found for found in sets}, "set", f"at {place.uri}")
+        if chosen.manifest is None:
+            raise ValueError(f"the set {chosen.name!r} is unfinished; give the command that makes it again")
+    return inside(place, chosen.name), chosen
 
 
 def _parse_shape(text: str) -> tuple[int, int, int]:

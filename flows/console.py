@@ -1,7 +1,7 @@
 """What all commands share: the console, exit codes, settings, and work in a process of its own."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -83,12 +83,20 @@ def find_run(name: str) -> Path:
         return given.absolute()
     runs = Settings().runs
     known = sorted(path for path in runs.glob("*") if (path / CONFIGURATION).is_file())
-    found = [path for path in known if path.name == name] or [path for path in known if path.name.startswith(name)]
+    return choose_by_name(name, {path.name: path for path in known}, "run", f"in {runs}")
+
+
+def choose_by_name(name: str, named: Mapping[str, T], kind: str, where: str) -> T:
+    """The one called ``name``, or the only one whose name (its last part, where it has slashes) begins so.
+
+    Raises ``ValueError`` listing those that fit, or all; ``kind`` says what they are and ``where`` in which place.
+    """
+    found = [name] if name in named else [known for known in named if known.rpartition("/")[2].startswith(name)]
     if len(found) == 1:
-        return found[0]
-    listed = ", ".join(path.name for path in found or known) or "none yet"
-    what = f"{name!r} may be any of these runs" if found else f"there is no run {name!r}; runs"
-    raise ValueError(f"{what}: {listed} (in {runs})")
+        return named[found[0]]
+    listed = ", ".join(found or named) or "none yet"
+    what = f"{name!r} may be any of these {kind}s" if found else f"there is no {kind} {name!r}; {kind}s"
+    raise ValueError(f"{what}: {listed} ({where})")
 
 
 def plan_of(folder: Path) -> "Plan":

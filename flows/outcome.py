@@ -11,11 +11,11 @@ import yaml
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.plan import Plan, Variant
-from flows.registry import Registration
+from flows.registry import Registration, add_decision
 from flows.report import build_report, render_markdown, write_report
 from flows.settings import CONFIGURATION
 from flows.stages import current_session
-from flows.tracking import CURVE_PREFIX, SMOOTH_CURVE_PREFIX, LiveCurve, Tracker
+from flows.tracking import LiveCurve, Tracker
 from proxyrob.certify.smoothing import CERTIFICATES
 from proxyrob.compare import Comparison
 from proxyrob.evaluate.verdicts import VERDICTS
@@ -47,13 +47,9 @@ class Outcome:
         if error is not None:
             self.tracker.fail(self._run_id, str(error) or type(error).__name__)
 
-    def curve(self, variant: Variant) -> LiveCurve:
-        """Shows the training of a variant in MLflow while it runs."""
-        return self.tracker.live_curve(self.tracker.open_variant(self.plan, variant, self._run_id), CURVE_PREFIX)
-
-    def smooth_curve(self, variant: Variant) -> LiveCurve:
-        """Shows the training for smoothing of a variant in MLflow while it runs."""
-        return self.tracker.live_curve(self.tracker.open_variant(self.plan, variant, self._run_id), SMOOTH_CURVE_PREFIX)
+    def curve(self, variant: Variant, prefix: str) -> LiveCurve:
+        """Shows a training of a variant in MLflow while it runs; ``prefix`` is that of its figures."""
+        return self.tracker.live_curve(self.tracker.open_variant(self.plan, variant, self._run_id), prefix)
 
     def record_models(self) -> str:
         """Record the proxy and every model; the run id of the model that is released."""
@@ -81,6 +77,7 @@ class Outcome:
             cached=cached,
         )
         self._copy_results()
+        add_decision(self.folder, registration.decision)
         write_report(self.folder, report)
         note = render_markdown(report)
         if not self.tracker.is_finished(self._run_id):

@@ -13,6 +13,7 @@ from flows.outcome import Outcome
 from flows.plan import pin_config, plan_pipeline
 from flows.release import compare_variants, draw_pictures, export_released, release
 from flows.stages import await_stages, open_worker_session
+from flows.tracking import CURVE_PREFIX, SMOOTH_CURVE_PREFIX
 from flows.train_robust import train_robust, train_smooth
 from proxyrob.config import load_config
 
@@ -33,13 +34,13 @@ def run_pipeline(preset: str = "digits", changes: tuple[str, ...] = (), output: 
         plan = plan_pipeline(config, settings.store, settings.place)
         outcome = stack.enter_context(Outcome(plan, changes, output))
         built = build_proxy(plan)
-        attacked, certified = {}, {}
+        trained, certified = {}, {}
         for variant in reversed(plan.variants):  # the mixed one first: what follows from it takes longest
-            trained = train_robust(plan, variant, built, outcome.curve(variant))
-            attacked[variant] = assess_attacks(plan, variant, [trained])
+            trained[variant] = train_robust(plan, variant, built, outcome.curve(variant, CURVE_PREFIX))
+        attacked = {variant: assess_attacks(plan, variant, built, trained) for variant in trained}
         exported = export_released(plan, [attacked[plan.released].evaluation])
         for variant in reversed(plan.variants):
-            smoothed = train_smooth(plan, variant, built, outcome.smooth_curve(variant))
+            smoothed = train_smooth(plan, variant, built, outcome.curve(variant, SMOOTH_CURVE_PREFIX))
             certified[variant] = assess_certificates(plan, variant, [smoothed])
         draw_pictures(plan, [exported, *certified.values(), *(futures.sanity for futures in attacked.values())])
         await_stages()

@@ -78,6 +78,12 @@ def linear_model() -> Linear:
     return random_linear()
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images come out of files in blocks of four, so that a few cross blocks."""
+    monkeypatch.setattr("proxyrob.source.arrays.BLOCK_ROWS", 4)
+
+
 @pytest.fixture(scope="session")
 def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the stages that are made once; tests read them and never write there."""

@@ -192,12 +192,6 @@ def suspicious_shards(index: SideIndex) -> tuple[str, ...]:
     return tuple(found)
 
 
-def read_labels(images: DataPlace, labels: DataPlace, columns: list[str] | None = None) -> pd.DataFrame:
-    """The side tables of all shards in the order of the images, hashes checked."""
-    index = read_side_index(labels, read_manifest(images))
-    return pd.concat([read_side_table(labels, entry, columns) for entry in index.tables], ignore_index=True)
-
-
 @torch.inference_mode()
 def _probabilities(labeler: Classifier, images: UInt8[np.ndarray, "n h w c"], device: str) -> Float[np.ndarray, "n k"]:
     parts = []

@@ -26,6 +26,7 @@ from proxyrob.shards import (
     read_side_table,
     shard_file,
 )
+from proxyrob.shares import share_out
 from proxyrob.storage import DataPlace
 
 REMOTE_READERS = 8  # objects under way at a time
@@ -247,15 +248,12 @@ def _gather(
 
 
 def split_count(count: int, weights: Iterable[float]) -> tuple[int, ...]:
-    """``count`` in proportion to ``weights``, by largest remainders.
+    """The images of a batch that each set gives, in proportion to its weight.
 
-    Raises ``ValueError`` when a part would get nothing.
+    Raises ``ValueError`` when a set would give none.
     """
     shares = np.array(list(weights), np.float64)
-    exact = count * shares / shares.sum()
-    parts = np.floor(exact).astype(np.int64)
-    for place in np.argsort(parts - exact, kind="stable")[: count - int(parts.sum())]:
-        parts[place] += 1
+    parts = share_out(count, shares)
     if (parts == 0).any():
         raise ValueError(
             f"{count} synthetic images in a batch cannot be split by the weights {tuple(shares.tolist())}: a set would get "

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from proxyrob.config.models import (
@@ -28,8 +29,10 @@ from proxyrob.models.residual import (
 from proxyrob.rng import isolated_rng
 from proxyrob.storage import Report, Stage
 from proxyrob.storage.files import write_bytes, write_json
+from proxyrob.types import as_images
 
 MODEL_FILES = ("model.safetensors", "model.json")
+BLOCK_PIXELS = 1 << 20  # counted at a time
 
 
 class ClassifierCard(Report):
@@ -123,7 +126,20 @@ def read_classifier(weights: Path, card_file: Path) -> Classifier:
     return classifier
 
 
-def channel_statistics(images: Float[Tensor, "n c h w"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of the *training* images, for the normalisation layer."""
-    flat = images.transpose(0, 1).flatten(1).double()
-    return tuple(flat.mean(dim=1).tolist()), tuple(flat.std(dim=1).clamp_min(1e-3).tolist())
+def channel_statistics(stored: UInt8[np.ndarray, "n h w c"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in [0,1], of the *training* images, for the normalisation layer.
+
+    The pixels of each of the 256 levels are counted: memory is flat, and neither order nor threads decide a digit.
+    """
+    num_images, height, width, channels = stored.shape
+    counts = np.zeros((channels, 256), np.int64)
+    rows = max(1, BLOCK_PIXELS // (height * width))
+    for first in range(0, num_images, rows):
+        block = stored[first : first + rows]
+        for channel in range(channels):
+            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    levels = as_images(np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1)).flatten().double().numpy()
+    num_pixels = num_images * height * width
+    mean = (counts * levels).sum(axis=1) / num_pixels
+    variance = (counts * (levels - mean[:, None]) ** 2).sum(axis=1) / (num_pixels - 1)
+    return tuple(mean.tolist()), tuple(np.sqrt(variance).clip(1e-3).tolist())

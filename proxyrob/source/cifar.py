@@ -73,16 +73,7 @@ def prepare_cifar(config: CifarConfig, *, stage: Stage, downloads: Path, on_prog
     if isinstance(config, Cifar2Source):
         chosen = [CIFAR10_NAMES.index(name) for name in CIFAR2_NAMES]
         train, test, names = select_classes(train, chosen), select_classes(test, chosen), CIFAR2_NAMES
-    return write_cut(
-        stage,
-        train,
-        test,
-        class_names=names,
-        num_train=config.num_train,
-        num_validation=config.num_validation,
-        num_test=config.num_test,
-        started=started,
-    )
+    return write_cut(config, train, test, class_names=names, stage=stage, started=started)
 
 
 def download_cifar(config: CifarConfig, downloads: Path, names: tuple[str, ...]) -> tuple[Split, Split]:

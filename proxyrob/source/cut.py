@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from proxyrob.config.source import FileSource
 from proxyrob.errors import DataIntegrityError
+from proxyrob.shares import share_out
 from proxyrob.source.arrays import BLOCK_ROWS, check_labels
 from proxyrob.source.formats import ImageFile
 from proxyrob.source.splits import SourceReport, Split, write_splits
@@ -15,24 +17,23 @@ from proxyrob.types import OnProgress, no_progress
 
 
 def write_cut(
-    stage: Stage,
+    config: FileSource,
     train: Split,
     test: Split,
     *,
     class_names: tuple[str, ...],
-    num_train: int | None,
-    num_validation: int,
-    num_test: int | None,
+    stage: Stage,
     started: float | None = None,
 ) -> SourceReport:
     """Cut the validation split from ``train``, write all three splits and finish the stage.
 
     Within each class the training images are ordered by a hash of their pixels: the first go to validation, the next to
     training, from every class in proportion to its size. So the cut depends on no seed and not on the order of the files.
-    Training images keep their order; of the test images the first ``num_test`` are taken.
+    Training images keep their order; of the test images the first ``config.num_test`` are taken.
 
     Raises ``ValueError`` when there are fewer images than asked for.
     """
+    num_train, num_validation, num_test = config.num_train, config.num_validation, config.num_test
     if num_test is not None and num_test > len(test):
         raise ValueError(f"expected source.num_test of at most {len(test)}, the number of test images, got {num_test}")
     available = len(train) - num_validation
@@ -116,15 +117,6 @@ def _take(
     quotas = share_out(count, np.array([len(members) for members in of_class]))
     taken = np.sort(np.concatenate([_by_hash(split, members)[:quota] for members, quota in zip(of_class, quotas, strict=True)]))
     return taken, np.setdiff1d(rows, taken, assume_unique=True)
-
-
-def share_out(count: int, sizes: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
-    """``count`` in proportion to ``sizes``, by largest remainder; equal remainders go to the lower class."""
-    exact = count * sizes
-    quotas, remainders = exact // sizes.sum(), exact % sizes.sum()
-    most = np.argsort(-remainders, kind="stable")[: count - int(quotas.sum())]
-    quotas[most] += 1
-    return quotas
 
 
 def _by_hash(split: Split, rows: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " m"]:

@@ -38,16 +38,7 @@ def prepare_given(config: OwnSource, *, stage: Stage, on_progress: OnProgress = 
     )
     if names is None:
         names = tuple(str(label) for label in range(int(train.labels.max()) + 1))
-    return write_cut(
-        stage,
-        train,
-        test,
-        class_names=names,
-        num_train=config.num_train,
-        num_validation=config.num_validation,
-        num_test=config.num_test,
-        started=started,
-    )
+    return write_cut(config, train, test, class_names=names, stage=stage, started=started)
 
 
 def _open(config: OwnSource, path: Path) -> ImageFile:

@@ -6,18 +6,14 @@ Credentials, profile, region and endpoint are found by boto3 as always (``AWS_AC
 
 import hashlib
 import os
-import random
 import re
-import time
 import uuid
 from base64 import b64encode
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from boto3.session import Session
 from botocore.config import Config
@@ -37,16 +33,15 @@ from botocore.exceptions import ConnectionError as NotConnected
 from proxyrob.errors import DataIntegrityError, SourceUnavailable
 from proxyrob.storage.files import sha256_of
 from proxyrob.storage.placed import checked_key, is_hidden, placed
-from proxyrob.storage.s3_refusals import Refusal, explain_refusal
+from proxyrob.storage.s3_pace import THREADS, beside_each_other, wait
+from proxyrob.storage.s3_refusals import Refusal, damaged, explain_refusal, restless, unreachable, unusable_credentials
 from proxyrob.storage.store import ObjectInfo
 from proxyrob.storage.verified import known_hash
 
 PART_BYTES = 16 << 20  # larger files are sent in parts of this size
 MAX_PARTS = 1000  # what the strictest servers take; of larger files the parts are larger
 RANGE_BYTES = 8 << 20  # larger objects are fetched in ranges of this size
-THREADS = 10  # parts or ranges of one object under way at once
 ATTEMPTS = 5  # of every request, and of every answer that breaks off
-MAX_DELAY_S = 20.0  # between two attempts: a random part of 1, 2, 4, … seconds, at most this
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 30
 CONNECTIONS = 4 * THREADS
@@ -54,11 +49,6 @@ CONNECTIONS = 4 * THREADS
 SHA256, WRITER = "sha256", "writer"  # user metadata: x-amz-meta-sha256, x-amz-meta-writer
 BROKEN_OFF = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, FlexibleChecksumError)
 TAKEN = {"PreconditionFailed", "ConditionalRequestConflict", "OperationAborted", "NoSuchUpload"}
-SIGN_IN = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile of ~/.aws/credentials, or give the "
-    "machine a role"
-)
-T = TypeVar("T")
 
 
 class _Opened(NamedTuple):
@@ -139,8 +129,8 @@ class S3Store:
                 if found.info.sha256 in {None, sha256}:
                     return content
                 if last:
-                    raise self._damaged(key, found.info.sha256, sha256, len(content))
-        raise self._restless(key)
+                    raise damaged(self._place(key), found.info.sha256, sha256, len(content))
+        raise restless(self._place(key))
 
     def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
         found = self._open(key)
@@ -153,11 +143,11 @@ class S3Store:
                     if expected in {None, placing.sha256}:
                         return
                     if last:
-                        raise self._damaged(key, expected, placing.sha256, placing.size_bytes)
+                        raise damaged(self._place(key), expected, placing.sha256, placing.size_bytes)
                 if not last:
                     placing.restart()
                     found = self._open(key)
-            raise self._restless(key)
+            raise restless(self._place(key))
 
     def write(self, key: str, content: bytes, *, replace: bool = False) -> bool:
         digest = hashlib.sha256(content)
@@ -239,7 +229,7 @@ class S3Store:
                     return opened.body.read()
             return self._get(key, start, opened.etag)
 
-        return _beside_each_other(fetch, range(0, opened.info.size_bytes, RANGE_BYTES))
+        return beside_each_other(fetch, range(0, opened.info.size_bytes, RANGE_BYTES))
 
     def _get(self, key: str, start: int, etag: str) -> bytes:
         """One range of an object, asked for again when the answer breaks off."""
@@ -254,7 +244,7 @@ class S3Store:
                     raise SourceUnavailable(
                         f"{self._place(key)}: the answer broke off {ATTEMPTS} times ({error}); check the network and the server"
                     ) from error
-            _wait(attempt)
+            wait(attempt)
         raise AssertionError
 
     # ---- writing
@@ -274,7 +264,7 @@ class S3Store:
                     return ours
             else:
                 return True
-            _wait(attempt)  # the other writer is not ready, or has failed
+            wait(attempt)  # the other writer is not ready, or has failed
         raise SourceUnavailable(f"{self._place(key)}: refused {ATTEMPTS} times because of another writer; try again later")
 
     def _is_ours(self, key: str, writer: str) -> bool | None:
@@ -303,7 +293,7 @@ class S3Store:
             )
             return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": checksum}
 
-        parts = tuple(_beside_each_other(send, numbered()))
+        parts = tuple(beside_each_other(send, numbered()))
         if whole.hexdigest() != sha256:
             raise DataIntegrityError(f"{path} changed while it was uploaded to {self._place(key)}; upload it again")
         return parts
@@ -350,29 +340,15 @@ class S3Store:
                 access_key=access_key,
                 attempts=ATTEMPTS,
                 operation=error.operation_name,
-                status=error.response["ResponseMetadata"]["HTTPStatusCode"],
-                headers=error.response["ResponseMetadata"].get("HTTPHeaders", {}),
-                error=error.response["Error"],
+                answer=error.response,
             )
             raise explain_refusal(refusal) from error
         except (HTTPClientError, NotConnected) as error:
-            raise SourceUnavailable(
-                f"{place} cannot be reached, asked {ATTEMPTS} times ({error}); check the network, AWS_ENDPOINT_URL and that "
-                "the server runs"
-            ) from error
+            raise unreachable(place, ATTEMPTS, error) from error
         except ParamValidationError as error:
             raise ValueError(f"{place} is no place of S3: {error}") from error
         except BotoCoreError as error:
-            raise PermissionError(f"no usable AWS credentials for {place} ({error}); {SIGN_IN}") from error
-
-    def _damaged(self, key: str, expected: str | None, found: str, size_bytes: int) -> DataIntegrityError:
-        return DataIntegrityError(
-            f"{self._place(key)} is damaged: expected sha256 {expected}, got {found} ({size_bytes} bytes); delete it and make "
-            "it again"
-        )
-
-    def _restless(self, key: str) -> SourceUnavailable:
-        return SourceUnavailable(f"{self._place(key)} was replaced while it was read; try again later")
+            raise unusable_credentials(place, error) from error
 
 
 class _Connection(NamedTuple):
@@ -412,24 +388,3 @@ def _leave(opened: _Opened) -> None:
     if opened.body is not None:
         with suppress(*BROKEN_OFF):
             opened.body.read()
-
-
-def _wait(attempt: int) -> None:
-    """As botocore does between requests, so that clients which failed together do not come back together."""
-    time.sleep(random.uniform(0, min(2.0 ** (attempt - 1), MAX_DELAY_S)))  # noqa: S311 - no secret
-
-
-def _beside_each_other(work: Callable[[Any], T], items: Iterable[Any]) -> Iterator[T]:
-    """``work`` of every item, in their order, on several threads; no more are taken up than are under way."""
-    under_way: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
-        try:
-            for item in items:
-                under_way.append(pool.submit(work, item))
-                if len(under_way) > THREADS:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
-        finally:
-            for future in under_way:
-                future.cancel()

@@ -1,10 +1,10 @@
-"""What an S3 server's refusals mean to whoever asked."""
+"""What an S3 server's refusals, and whatever else goes wrong with it, mean to whoever asked."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from proxyrob.errors import SourceUnavailable
+from proxyrob.errors import DataIntegrityError, SourceUnavailable
 
 OTHER_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException", "TemporaryRedirect"}
 ALTERED = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody"}
@@ -29,9 +29,19 @@ class Refusal(NamedTuple):
     access_key: str
     attempts: int
     operation: str
-    status: int
-    headers: Mapping[str, str]
-    error: Mapping[str, str]
+    answer: Mapping[str, Any]
+
+    @property
+    def status(self) -> int:
+        return self.answer["ResponseMetadata"]["HTTPStatusCode"]
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.answer["ResponseMetadata"].get("HTTPHeaders", {})
+
+    @property
+    def error(self) -> Mapping[str, str]:
+        return self.answer["Error"]
 
     @property
     def code(self) -> str:
@@ -63,6 +73,34 @@ def explain_refusal(refusal: Refusal) -> Exception:
             f"{place}: the server at {refusal.endpoint} failed {refusal.attempts} times ({refusal.said}); try again later"
         )
     return PermissionError(f"{place}: {_why_refused(refusal)}")
+
+
+def unreachable(place: str, attempts: int, error: Exception) -> SourceUnavailable:
+    """The exception for a server that does not answer."""
+    return SourceUnavailable(
+        f"{place} cannot be reached, asked {attempts} times ({error}); check the network, AWS_ENDPOINT_URL and that the server "
+        "runs"
+    )
+
+
+def unusable_credentials(place: str, error: Exception) -> PermissionError:
+    """The exception for a client that cannot sign a request."""
+    return PermissionError(
+        f"no usable AWS credentials for {place} ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to "
+        "a profile of ~/.aws/credentials, or give the machine a role"
+    )
+
+
+def damaged(place: str, expected: str | None, found: str, size_bytes: int) -> DataIntegrityError:
+    """The exception for content that does not have its hash."""
+    return DataIntegrityError(
+        f"{place} is damaged: expected sha256 {expected}, got {found} ({size_bytes} bytes); delete it and make it again"
+    )
+
+
+def restless(place: str) -> SourceUnavailable:
+    """The exception for an object that is replaced again and again."""
+    return SourceUnavailable(f"{place} was replaced while it was read; try again later")
 
 
 def _why_refused(refusal: Refusal) -> str:

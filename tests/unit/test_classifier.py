@@ -18,7 +18,8 @@ from proxyrob.models import (
     save_classifier,
 )
 from proxyrob.storage import Stage
-from tests.toys import files_below, random_images, same_state
+from proxyrob.types import as_images
+from tests.toys import files_below, random_images, same_state, tiny_split
 
 CNN, RESNET = CnnModel(widths=(4, 6)), ResnetModel(widths=(4, 6), blocks_per_stage=2)
 
@@ -74,11 +75,22 @@ def test_no_positive_deviation_is_refused() -> None:
 
 def test_statistics_are_those_of_each_channel() -> None:
     """Mean and deviation over all images and pixels of a channel; a constant channel keeps a deviation above 0."""
-    images = random_images(50, shape=(2, 4, 4))
-    images[:, 1] = 0.75
-    mean, std = channel_statistics(images)
-    assert mean == pytest.approx((np.mean(images[:, 0].numpy(), dtype=np.float64), 0.75))
+    stored = tiny_split(50, shape=(4, 4, 2)).stored
+    stored[..., 1] = 51
+    images = as_images(stored)
+    mean, std = channel_statistics(stored)
+    assert mean == pytest.approx((np.mean(images[:, 0].numpy(), dtype=np.float64), 0.2))
     assert std == pytest.approx((np.std(images[:, 0].numpy(), ddof=1, dtype=np.float64), 1e-3))
+
+
+def test_normalisation_is_that_of_the_converted_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many images are counted at a time, the figures are bit for bit the same, and those of all images at once."""
+    stored = tiny_split(50, shape=(4, 5, 3)).stored
+    counted = channel_statistics(stored)
+    monkeypatch.setattr("proxyrob.models.classifier.BLOCK_PIXELS", 7 * 20)
+    assert channel_statistics(stored) == counted
+    flat = as_images(stored).transpose(0, 1).flatten(1).double()
+    assert np.allclose(counted, (flat.mean(dim=1), flat.std(dim=1)), rtol=1e-13, atol=0.0)
 
 
 @pytest.mark.parametrize("model", [CNN, RESNET])

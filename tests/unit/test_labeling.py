@@ -9,14 +9,14 @@ import torch
 
 from proxyrob.config import JitterProxy, SamplingConfig
 from proxyrob.errors import DataIntegrityError
-from proxyrob.label import LabelReport, apply_rule, label_shards, read_labels
+from proxyrob.label import LabelReport, apply_rule, label_shards
 from proxyrob.models import load_classifier
 from proxyrob.proxy import sample_proxy
 from proxyrob.shards import INDEX, read_manifest
 from proxyrob.storage import DataPlace, Stage
 from proxyrob.types import as_images
 from tests.conftest import MakeStage
-from tests.toys import Killer, StopHereError, damage, files_below, read_images
+from tests.toys import Killer, StopHereError, damage, files_below, read_images, read_labels
 
 
 def _table(samples: Stage, labels: Stage) -> pd.DataFrame:

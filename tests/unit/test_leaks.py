@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxyrob.errors import DataIntegrityError
-from proxyrob.label import LabelReport, LeakFinder, adopt_labels, find_leaks, leaks, read_labels
+from proxyrob.label import LabelReport, LeakFinder, adopt_labels, find_leaks, leaks
 from proxyrob.label.rule import LEAK
 from proxyrob.source import Split
 from proxyrob.storage import DataPlace, Stage
 from tests.conftest import MakeStage
-from tests.toys import tiny_split, write_images, write_set, write_source
+from tests.toys import read_labels, tiny_split, write_images, write_set, write_source
 
 SHAPE = (8, 8, 3)
 

@@ -1,15 +1,11 @@
 """Sources: every kind is read, verified and cut alike, and bad input is refused before anything is trained."""
 
-import hashlib
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
-from torchvision.datasets import CIFAR10
 
 from proxyrob.config import (
     Cifar2Source,
@@ -23,18 +19,14 @@ from proxyrob.config import (
     load_config,
 )
 from proxyrob.config.source import FileSource, OwnSource
-from proxyrob.errors import DataIntegrityError, SourceUnavailable
-from proxyrob.source import SourceReport, Split, pin_source, prepare_source, read_split, source_report
-from proxyrob.source.cifar import CIFAR10_NAMES, CIFAR100_NAMES, check_counts, select_classes, split_of
-from proxyrob.source.cut import share_out
-from proxyrob.source.splits import SplitName
+from proxyrob.errors import DataIntegrityError
+from proxyrob.source import Split, pin_source, prepare_source, read_split, source_report
 from proxyrob.storage import Stage
 from tests.conftest import MakeStage
 from tests.image_files import CLASSES, write_folder, write_parquet
+from tests.prepared import NAMES, prepare, rows_of, splits_of, with_label
 from tests.toys import Recorder, damage, files_below, tiny_split
 
-CIFAR = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10"
-NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
 TRAIN = tiny_split(45, classes=3, shape=(4, 4, 3))
 TEST = tiny_split(12, classes=3, shape=(4, 4, 3), seed=1)
 
@@ -45,7 +37,7 @@ def _write(kind: str, folder: Path, train: Split = TRAIN, test: Split = TEST) ->
     for name, split in (("train", train), ("test", test)):
         match kind:
             case "parquet":
-                write_parquet(folder / "train.parquet".replace("train", name), split)
+                write_parquet(folder / f"{name}.parquet", split)
             case "folder":
                 write_folder(folder / name, split)
             case _:
@@ -59,19 +51,6 @@ def _source(kind: str, folder: Path, train: Split = TRAIN, test: Split = TEST, *
     return TypeAdapter(OwnSource).validate_python(given)
 
 
-def _prepare(config: FileSource | DigitsSource, stage: Stage, seed: int = 0, **given: Any) -> SourceReport:
-    return prepare_source(pin_source(config), seed=seed, stage=stage, downloads=stage.folder.parent / "downloads", **given)
-
-
-def _rows(split: Split) -> list[bytes]:
-    """Images with their labels, as comparable bytes."""
-    return [image.tobytes() + bytes([label]) for image, label in zip(split.stored, split.labels.tolist(), strict=True)]
-
-
-def _splits(stage: Stage) -> dict[SplitName, list[bytes]]:
-    return {name: _rows(read_split(stage, name)) for name in NAMES}
-
-
 every_kind = pytest.mark.parametrize("kind", ["parquet", "folder", "npz"])
 
 
@@ -82,14 +61,14 @@ every_kind = pytest.mark.parametrize("kind", ["parquet", "folder", "npz"])
 def test_every_kind_gives_the_same_splits(kind: str, tmp_path: Path, make_stage: MakeStage) -> None:
     """The same images are the same source, whatever files they lie in; nothing is lost and nothing is in two splits."""
     stage = make_stage("source")
-    report = _prepare(_source(kind, tmp_path / "data"), stage)
-    splits = _splits(stage)
+    report = prepare(_source(kind, tmp_path / "data"), stage)
+    splits = splits_of(stage)
     assert report == source_report(stage)
     assert (report.num_train, report.num_validation, report.num_test) == (39, 6, 12)
     assert (report.image_shape, report.train_class_counts) == ((3, 4, 4), (13, 13, 13))
     assert report.class_names == (("0", "1", "2") if kind == "npz" else CLASSES)
-    assert sorted(splits["train"] + splits["validation"]) == sorted(_rows(TRAIN))
-    assert sorted(splits["test"]) == sorted(_rows(TEST))
+    assert sorted(splits["train"] + splits["validation"]) == sorted(rows_of(TRAIN))
+    assert sorted(splits["test"]) == sorted(rows_of(TEST))
 
 
 @every_kind
@@ -98,20 +77,20 @@ def test_the_cut_depends_on_the_images_alone(kind: str, tmp_path: Path, make_sta
     order = np.random.default_rng(0).permutation(45)
     shuffled = Split(TRAIN.stored[order], TRAIN.labels[order])
     first, second, third = (make_stage("source", k=k) for k in range(3))
-    _prepare(_source(kind, tmp_path / "a"), first, seed=0)
-    _prepare(_source(kind, tmp_path / "a"), second, seed=1)
-    _prepare(_source("npz", tmp_path / "b", shuffled), third)
+    prepare(_source(kind, tmp_path / "a"), first, seed=0)
+    prepare(_source(kind, tmp_path / "a"), second, seed=1)
+    prepare(_source("npz", tmp_path / "b", shuffled), third)
     assert source_report(first).content_sha256 == source_report(second).content_sha256
-    assert sorted(_splits(third)["validation"]) == sorted(_splits(first)["validation"])
+    assert sorted(splits_of(third)["validation"]) == sorted(splits_of(first)["validation"])
 
 
 def test_fewer_images_are_a_part_of_more(tmp_path: Path, make_stage: MakeStage) -> None:
     """``num_train`` takes a balanced part of the training images in their order, ``num_test`` the first test images."""
     whole, part = make_stage("source", k=0), make_stage("source", k=1)
-    _prepare(_source("npz", tmp_path), whole)
-    report = _prepare(_source("npz", tmp_path, num_train=12, num_test=5), part)
+    prepare(_source("npz", tmp_path), whole)
+    report = prepare(_source("npz", tmp_path, num_train=12, num_test=5), part)
     assert (report.num_train, report.num_test, report.train_class_counts) == (12, 5, (4, 4, 4))
-    all_rows, rows = _splits(whole), _splits(part)
+    all_rows, rows = splits_of(whole), splits_of(part)
     assert rows["validation"] == all_rows["validation"]
     assert rows["train"] == [row for row in all_rows["train"] if row in rows["train"]]
     assert rows["test"] == all_rows["test"][:5]
@@ -121,30 +100,21 @@ def test_validation_is_stratified(tmp_path: Path, make_stage: MakeStage) -> None
     """An unbalanced data set is cut in proportion: 30, 12 and 3 of 45 give 10, 4 and 1 of 15."""
     labels = np.repeat(np.arange(3), (30, 12, 3))
     stage = make_stage("source")
-    _prepare(_source("npz", tmp_path, Split(TRAIN.stored, labels), num_validation=15), stage)
+    prepare(_source("npz", tmp_path, Split(TRAIN.stored, labels), num_validation=15), stage)
     assert np.bincount(read_split(stage, "validation").labels).tolist() == [10, 4, 1]
-
-
-@pytest.mark.parametrize(
-    ("count", "sizes", "shares"),
-    [(10, [5, 5], [5, 5]), (3, [5, 5], [2, 1]), (1024, [5000] * 10, [103] * 4 + [102] * 6), (4, [1, 0, 7], [1, 0, 3])],
-)
-def test_shares_add_up(count: int, sizes: list[int], shares: list[int]) -> None:
-    """Largest remainder: proportional to within one, exact in sum, never more than there are."""
-    assert share_out(count, np.array(sizes)).tolist() == shares
 
 
 def test_names_of_classes_can_be_given(tmp_path: Path, make_stage: MakeStage) -> None:
     """They name the labels of an ``.npz``, or replace the names of the files."""
     for k, kind in enumerate(("npz", "parquet")):
         config = _source(kind, tmp_path, class_names=("a", "b", "c"))
-        assert _prepare(config, make_stage("source", k=k)).class_names == ("a", "b", "c")
+        assert prepare(config, make_stage("source", k=k)).class_names == ("a", "b", "c")
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("parquet", ".parquet"), ("folder", "")])
 def test_channels_can_be_chosen(kind: str, suffix: str, tmp_path: Path, make_stage: MakeStage) -> None:
     """Colour images are read as grey ones where the configuration says so."""
-    report = _prepare(_source(kind, tmp_path, channels=1), make_stage("source", suffix=suffix))
+    report = prepare(_source(kind, tmp_path, channels=1), make_stage("source", suffix=suffix))
     assert report.image_shape == (1, 4, 4)
 
 
@@ -152,9 +122,9 @@ def test_a_finished_source_is_not_read_again(tmp_path: Path, make_stage: MakeSta
     """A second call does no work, and scratch files are gone."""
     stage, recorder = make_stage("source"), Recorder()
     config = _source("npz", tmp_path / "data")
-    report = _prepare(config, stage, on_progress=recorder)
+    report = prepare(config, stage, on_progress=recorder)
     assert recorder.told == [(45, 57), (57, 57)]
-    assert _prepare(config, stage, on_progress=recorder) == report
+    assert prepare(config, stage, on_progress=recorder) == report
     assert len(recorder.told) == 2
     parts = {f"{name}-{part}.npy" for name in NAMES for part in ("images", "labels")}
     assert files_below(stage.folder) == parts | {"stage.json"}
@@ -163,21 +133,15 @@ def test_a_finished_source_is_not_read_again(tmp_path: Path, make_stage: MakeSta
 # Bad input
 
 
-def _with_label(split: Split, row: int, label: int) -> Split:
-    labels = split.labels.copy()
-    labels[row] = label
-    return Split(split.stored, labels)
-
-
 @pytest.mark.parametrize(
     ("train", "test", "message"),
     [
-        (TRAIN, _with_label(TEST, 7, 3), r"test\.npz: row 7 has label 3, expected 0 to 2"),
-        (_with_label(TRAIN, 9, -1), TEST, r"train\.npz: .*row 9 has label -1"),
-        (_with_label(TRAIN, 40, 10**12), TEST, r"train\.npz: row 40 has label 1000000000000, expected 0 to 44"),
+        (TRAIN, with_label(TEST, 7, 3), r"test\.npz: row 7 has label 3, expected 0 to 2"),
+        (with_label(TRAIN, 9, -1), TEST, r"train\.npz: .*row 9 has label -1"),
+        (with_label(TRAIN, 40, 10**12), TEST, r"train\.npz: row 40 has label 1000000000000, expected 0 to 44"),
         (TRAIN, tiny_split(12, classes=3), r"has images of 4×4×3, .*test\.npz of 4×4×1 \(height×width×channels\)"),
         (TRAIN, tiny_split(12, classes=3, shape=(8, 8, 3)), r"has images of 4×4×3, .*test\.npz of 8×8×3"),
-        (_with_label(TRAIN, 0, 5), TEST, "the training split has no image of class 3, 4"),
+        (with_label(TRAIN, 0, 5), TEST, "the training split has no image of class 3, 4"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_refused(
@@ -186,7 +150,7 @@ def test_images_and_labels_that_do_not_fit_are_refused(
     """A label outside the classes, another size or other channels: refused with file and row, and nothing is finished."""
     stage = make_stage("source")
     with pytest.raises(DataIntegrityError, match=message):
-        _prepare(_source("npz", tmp_path, train, test), stage)
+        prepare(_source("npz", tmp_path, train, test), stage)
     assert stage.record() is None
 
 
@@ -202,17 +166,17 @@ def test_images_and_labels_that_do_not_fit_are_refused(
 def test_more_than_there_is_is_refused(values: dict[str, Any], message: str, tmp_path: Path, make_stage: MakeStage) -> None:
     """Sizes beyond the data, and fewer names than classes, are refused with the setting."""
     with pytest.raises(ValueError, match=message):
-        _prepare(_source("npz", tmp_path, **values), make_stage("source"))
+        prepare(_source("npz", tmp_path, **values), make_stage("source"))
 
 
 def test_names_that_do_not_fit_those_of_the_files_are_refused(tmp_path: Path, make_stage: MakeStage) -> None:
     """Another number of names than the files have, and test images of other classes, are refused with both lists."""
     with pytest.raises(DataIntegrityError, match=r"source\.class_names has 2 names, but .* has the classes cat, dog, fox"):
-        _prepare(_source("parquet", tmp_path, class_names=("a", "b")), make_stage("source"))
+        prepare(_source("parquet", tmp_path, class_names=("a", "b")), make_stage("source"))
     config = _source("folder", tmp_path)
     (tmp_path / "test" / "fox").rename(tmp_path / "test" / "owl")
     with pytest.raises(DataIntegrityError, match=r"has the classes cat, dog, fox, .*test has cat, dog, owl; training and test"):
-        _prepare(config, make_stage("source"))
+        prepare(config, make_stage("source"))
 
 
 def test_images_without_labels_are_no_source(tmp_path: Path, make_stage: MakeStage) -> None:
@@ -220,7 +184,7 @@ def test_images_without_labels_are_no_source(tmp_path: Path, make_stage: MakeSta
     config = _source("npz", tmp_path)
     np.savez(tmp_path / "test.npz", image=TEST.stored)
     with pytest.raises(DataIntegrityError, match=r"test\.npz has no labels; a source needs one for each image"):
-        _prepare(config, make_stage("source"))
+        prepare(config, make_stage("source"))
 
 
 def test_a_source_that_changes_after_it_was_pinned_is_refused(tmp_path: Path, make_stage: MakeStage) -> None:
@@ -234,192 +198,18 @@ def test_a_source_that_changes_after_it_was_pinned_is_refused(tmp_path: Path, ma
         prepare_source(pinned, seed=0, stage=make_stage("source"), downloads=tmp_path)
 
 
-# CIFAR
-
-
-def _cifar(count: int, *, classes: int = 10, seed: int = 0) -> Split:
-    return tiny_split(count, classes=classes, shape=(32, 32, 3), seed=seed)
-
-
-@pytest.fixture
-def small_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CIFAR-10 has 50 training and 20 test images."""
-    monkeypatch.setattr("proxyrob.source.cifar.NUM_TRAIN", 50)
-    monkeypatch.setattr("proxyrob.source.cifar.NUM_TEST", 20)
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Path:
-    """A folder of the hub with 50 training images in two files and 20 test images."""
-    folder = tmp_path / "hub"
-    train = _cifar(50)
-    write_parquet(folder / "train-00000-of-00002.parquet", train.first(30), None)
-    write_parquet(folder / "train-00001-of-00002.parquet", Split(train.stored[30:], train.labels[30:]), None)
-    write_parquet(folder / "test-00000-of-00001.parquet", _cifar(20, seed=1), None)
-    return folder
-
-
-def test_cifar10_is_read_from_the_hub(hub: Path, make_stage: MakeStage) -> None:
-    """All shards together, the known names, in the data set's own order; fewer images than the whole set are counted."""
-    stage = make_stage("source")
-    report = _prepare(Cifar10Source(path=str(hub), num_validation=10), stage)
-    assert (report.num_train, report.num_validation, report.num_test) == (40, 10, 20)
-    assert (report.class_names, report.image_shape, report.train_class_counts) == (CIFAR10_NAMES, (3, 32, 32), (4,) * 10)
-    rows = _splits(stage)
-    assert rows["test"] == _rows(_cifar(20, seed=1))
-    assert rows["train"] == [row for row in _rows(_cifar(50)) if row not in rows["validation"]]
-
-
-def test_cifar2_is_automobiles_against_trucks(hub: Path, make_stage: MakeStage) -> None:
-    """Labels 1 and 9 of CIFAR-10 become 0 and 1; all others are left out."""
-    stage = make_stage("source")
-    report = _prepare(Cifar2Source(path=str(hub), num_validation=2), stage)
-    assert (report.class_names, report.num_train, report.num_validation, report.num_test) == (("automobile", "truck"), 8, 2, 4)
-    test, whole = read_split(stage, "test"), _cifar(20, seed=1)
-    assert test.labels.tolist() == [0, 1, 0, 1]
-    assert np.array_equal(test.stored, whole.stored[[1, 9, 11, 19]])
-
-
-def test_cifar100_has_its_hundred_names(tmp_path: Path, make_stage: MakeStage) -> None:
-    """The fine classes, in the order of their labels."""
-    assert (len(set(CIFAR100_NAMES)), sorted(CIFAR100_NAMES)) == (100, list(CIFAR100_NAMES))
-    write_parquet(tmp_path / "train.parquet", _cifar(200, classes=100), None)
-    write_parquet(tmp_path / "test.parquet", _cifar(100, classes=100, seed=1), None)
-    report = _prepare(Cifar100Source(path=str(tmp_path), num_validation=100), make_stage("source"))
-    assert (report.class_names, report.train_class_counts) == (CIFAR100_NAMES, (1,) * 100)
-
-
-def test_other_images_are_not_taken_for_cifar(hub: Path, make_stage: MakeStage) -> None:
-    """A label that CIFAR-10 does not have and images of another size are refused with file and row."""
-    train = _with_label(_cifar(50), 41, 10)
-    write_parquet(hub / "train-00001-of-00002.parquet", Split(train.stored[30:], train.labels[30:]), None)
-    with pytest.raises(DataIntegrityError, match=r"train\*\.parquet: row 41 has label 10, expected 0 to 9"):
-        _prepare(Cifar10Source(path=str(hub), num_validation=10), make_stage("source"))
-    write_parquet(hub / "test-00000-of-00001.parquet", tiny_split(20), None)
-    with pytest.raises(DataIntegrityError, match=r"row 0 has 4×4 pixels, expected 32×32"):
-        _prepare(Cifar10Source(path=str(hub), num_validation=10), make_stage("source"))
-
-
-@pytest.mark.usefixtures("small_cifar")
-def test_a_whole_set_is_counted(hub: Path, make_stage: MakeStage) -> None:
-    """As many images as the data set has must be as many of each class, and more there cannot be."""
-    _prepare(Cifar10Source(path=str(hub), num_validation=10), make_stage("source", k=0))
-    write_parquet(hub / "test-00000-of-00001.parquet", _with_label(_cifar(20, seed=1), 3, 4), None)
-    with pytest.raises(
-        DataIntegrityError, match=r"cifar10's test images are 20, but 1 of them have label 3, expected 2 of each"
-    ):
-        _prepare(Cifar10Source(path=str(hub), num_validation=10), make_stage("source", k=1))
-    with pytest.raises(DataIntegrityError, match="images are 21, but the data set has 20; give one file"):
-        check_counts(_cifar(21), 20, 10, "images")
-
-
-class _Data:
-    """What torchvision's data sets hold."""
-
-    def __init__(self, split: Split, classes: tuple[str, ...] = CIFAR10_NAMES) -> None:
-        self.data = split.stored
-        self.targets: list[int] = split.labels.tolist()
-        self.classes = list(classes)
-
-
-def test_a_data_set_of_torchvision_becomes_a_split() -> None:
-    """Images and labels are taken over as they are; another shape or other classes are refused."""
-    split = split_of(_Data(_cifar(20)), CIFAR10_NAMES)
-    assert _rows(split) == _rows(_cifar(20))
-    with pytest.raises(
-        DataIntegrityError, match=r"uint8 of shape \(20, 4, 4, 1\), 20 labels and 10 classes; install torchvision"
-    ):
-        split_of(_Data(tiny_split(20)), CIFAR10_NAMES)
-    with pytest.raises(DataIntegrityError, match=r"the 10 known classes, .* and 3 classes"):
-        split_of(_Data(_cifar(20), CLASSES), CIFAR10_NAMES)
-
-
-def _batches(folder: Path) -> Callable[[str, dict[str, Any]], list[str]]:
-    def write(name: str, content: dict[str, Any]) -> list[str]:
-        (folder / name).write_bytes(pickle.dumps(content))
-        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]  # noqa: S324  (what torchvision compares)
-
-    return write
-
-
-@pytest.fixture
-def downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder into which torchvision has downloaded a CIFAR-10 of 50 training and 20 test images."""
-    folder = tmp_path / "downloads" / CIFAR10.base_folder
-    folder.mkdir(parents=True)
-    write = _batches(folder)
-
-    def batch(split: Split) -> dict[str, Any]:
-        return {"data": split.stored.transpose(0, 3, 1, 2).reshape(len(split), -1), "labels": split.labels.tolist()}
-
-    train = _cifar(50)
-    parts = [Split(train.stored[k : k + 10], train.labels[k : k + 10]) for k in range(0, 50, 10)]
-    monkeypatch.setattr(CIFAR10, "train_list", [write(f"data_batch_{k + 1}", batch(part)) for k, part in enumerate(parts)])
-    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", batch(_cifar(20, seed=1)))])
-    name, md5 = write("batches.meta", {"label_names": list(CIFAR10_NAMES)})
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
-    monkeypatch.setattr(CIFAR10, "url", "file:///nowhere/cifar-10-python.tar.gz")
-    return tmp_path / "downloads"
-
-
-@pytest.mark.usefixtures("small_cifar")
-@pytest.mark.parametrize("kind", [Cifar10Source, Cifar2Source])
-def test_a_download_gives_the_same_images_as_the_hub(
-    kind: type[Cifar10Source | Cifar2Source], downloaded: Path, hub: Path, make_stage: MakeStage
-) -> None:
-    """Wherever CIFAR comes from, images, order and cut are the same."""
-    first, second = make_stage("source", k=0), make_stage("source", k=1)
-    prepare_source(kind(num_validation=4), seed=0, stage=first, downloads=downloaded)
-    prepare_source(pin_source(kind(num_validation=4, path=str(hub))), seed=0, stage=second, downloads=downloaded)
-    assert source_report(first) == source_report(second)
-
-
-def test_a_download_that_is_not_whole_is_refused(downloaded: Path, make_stage: MakeStage) -> None:
-    """A data set with fewer images than it has to have is refused."""
-    with pytest.raises(DataIntegrityError, match="holds 50 images of cifar10, expected 50000; delete it"):
-        prepare_source(Cifar10Source(), seed=0, stage=make_stage("source"), downloads=downloaded)
-
-
-@pytest.mark.usefixtures("small_cifar")
-def test_a_download_that_fails_says_what_to_do(downloaded: Path, make_stage: MakeStage) -> None:
-    """A damaged batch is not taken: torchvision downloads again, and without a network the ways out are named."""
-    damage(downloaded / CIFAR10.base_folder / "data_batch_3")
-    message = (
-        r"cifar10 could not be downloaded from file:///nowhere/.*; put cifar-10-python\.tar\.gz into .*source\.path=FOLDER"
-    )
-    with pytest.raises(SourceUnavailable, match=message):
-        prepare_source(Cifar10Source(num_validation=10), seed=0, stage=make_stage("source"), downloads=downloaded)
-
-
-def test_selected_classes_keep_their_order() -> None:
-    """The second class that is asked for becomes label 1, wherever it lies."""
-    split = select_classes(_cifar(20), [9, 1])
-    assert split.labels.tolist() == [1, 0, 1, 0]
-    assert np.array_equal(split.stored, _cifar(20).stored[[1, 9, 11, 19]])
-
-
-@pytest.mark.skipif(not CIFAR.is_dir(), reason=f"needs CIFAR-10 in the hub's layout at {CIFAR}")
-def test_the_lossless_images_of_cifar10_are_a_source(make_stage: MakeStage) -> None:
-    """5,085 training and 512 test images, cut by class; the folder holds several sets, so the files are named."""
-    config = Cifar2Source(path=str(CIFAR), train_file="train-lossless-5085.parquet", test_file="test-lossless-0-512.parquet")
-    report = _prepare(config.replace(num_validation=100), make_stage("source"))
-    assert (report.num_train, report.num_validation, report.train_class_counts) == (925, 100, (473, 452))
-    with pytest.raises(ValueError, match=r"holds train-lossless-5085\.parquet, train\.parquet: say which"):
-        pin_source(Cifar2Source(path=str(CIFAR)))
-
-
 # Configurations
 
 
-def test_every_kind_of_source_is_tried_above() -> None:
-    """A new kind has to be added to the tests of this file."""
+def test_every_kind_of_source_is_tried() -> None:
+    """A new kind has to be added to the tests of this file or of ``test_cifar.py``."""
     kinds = {"digits", "cifar10", "cifar100", "cifar2", "parquet", "folder", "npz"}
     assert set(TypeAdapter(SourceConfig).json_schema()["discriminator"]["mapping"]) == kinds
 
 
 def test_the_digits_are_prepared_like_any_source(digits: Stage, make_stage: MakeStage) -> None:
     """Through the common entry the digits are what they are through their own."""
-    report = _prepare(DigitsSource(num_train=60, num_validation=30, num_test=60), make_stage("source", kind="digits"))
+    report = prepare(DigitsSource(num_train=60, num_validation=30, num_test=60), make_stage("source", kind="digits"))
     assert report == source_report(digits)
 
 

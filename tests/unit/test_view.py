@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from proxyrob.config import SubsetConfig
 from proxyrob.errors import DataIntegrityError
-from proxyrob.label import read_labels
 from proxyrob.mix import EpochOrder, SyntheticSet, SyntheticView, split_count
 from proxyrob.mix.order import WINDOW
 from proxyrob.rng import Streams
-from tests.toys import damage, read_images, tiny_split, write_set
+from tests.toys import damage, read_images, read_labels, tiny_split, write_set
 
 NUM_IMAGES = 33
 MakeSet = Callable[..., SyntheticSet]
