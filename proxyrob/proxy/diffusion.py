@@ -19,7 +19,7 @@ from proxyrob.rng import Streams, isolated_rng
 from proxyrob.schedule import average_with_warmup, cosine_with_warmup
 from proxyrob.source import Split, read_split, source_report
 from proxyrob.storage import Report, Stage
-from proxyrob.storage.checkpoint import load_checkpoint, save_checkpoint
+from proxyrob.storage.checkpoints import Checkpoints
 from proxyrob.storage.files import write_bytes
 from proxyrob.types import OnProgress, as_stored, no_progress
 
@@ -69,42 +69,43 @@ def fit_diffusion(
     schedule = cosine_with_warmup(optimizer, config.steps)
     noising = DDPMScheduler(NUM_DIFFUSION_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
-    first, _ = load_checkpoint(stage, parts, device)
-    recent = float("nan")
-    for step in range(first, config.steps):
-        generator = streams.torch("proxy/fit", device, step=step)
-        rows = torch.randint(len(pixels), (config.batch_size,), generator=generator, device=device)
-        drawn = torch.randint(NUM_DIFFUSION_STEPS, (config.batch_size,), generator=generator, device=device)
-        times = cast(torch.IntTensor, drawn)  # so diffusers names any tensor of integers
-        noise = torch.randn((config.batch_size, pixels.shape[1]), generator=generator, device=device)
-        clean = pixels[rows]
-        noisy = noising.add_noise(clean, noise, times)
-        target = noising.get_velocity(clean, noise, times)
-        loss = F.mse_loss(model(noisy, times, labels[rows]), target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(model)
-        if (step + 1) % REPORT_EVERY == 0 or step + 1 == config.steps:
-            recent = loss.item()
-            if not np.isfinite(recent):
-                raise NonFiniteLoss(
-                    f"the proxy's loss is {recent} at step {step}; lower proxy.learning_rate (now {config.learning_rate})"
-                )
-            on_progress(step + 1, config.steps, loss=recent)
-        if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < config.steps:
-            save_checkpoint(stage, step + 1, parts)
-    state = {name: tensor.cpu().contiguous() for name, tensor in average.module.state_dict().items()}
-    write_bytes(stage.folder / WEIGHTS, safetensors.torch.save(state))
-    report = ProxyReport(
-        kind=config.kind,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        num_train=len(split),
-        final_loss=recent if np.isfinite(recent) else None,
-    )
-    stage.finish(report, [WEIGHTS], started)
-    stage.clear()
+    with Checkpoints(stage) as checkpoints:
+        first, _ = checkpoints.load(parts, device)
+        recent = float("nan")
+        for step in range(first, config.steps):
+            generator = streams.torch("proxy/fit", device, step=step)
+            rows = torch.randint(len(pixels), (config.batch_size,), generator=generator, device=device)
+            drawn = torch.randint(NUM_DIFFUSION_STEPS, (config.batch_size,), generator=generator, device=device)
+            times = cast(torch.IntTensor, drawn)  # so diffusers names any tensor of integers
+            noise = torch.randn((config.batch_size, pixels.shape[1]), generator=generator, device=device)
+            clean = pixels[rows]
+            noisy = noising.add_noise(clean, noise, times)
+            target = noising.get_velocity(clean, noise, times)
+            loss = F.mse_loss(model(noisy, times, labels[rows]), target)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            average.update_parameters(model)
+            if (step + 1) % REPORT_EVERY == 0 or step + 1 == config.steps:
+                recent = loss.item()
+                if not np.isfinite(recent):
+                    raise NonFiniteLoss(
+                        f"the proxy's loss is {recent} at step {step}; lower proxy.learning_rate (now {config.learning_rate})"
+                    )
+                on_progress(step + 1, config.steps, loss=recent)
+            if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < config.steps:
+                checkpoints.save(step + 1, parts)
+        state = {name: tensor.cpu().contiguous() for name, tensor in average.module.state_dict().items()}
+        write_bytes(stage.folder / WEIGHTS, safetensors.torch.save(state))
+        report = ProxyReport(
+            kind=config.kind,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            num_train=len(split),
+            final_loss=recent if np.isfinite(recent) else None,
+        )
+        stage.finish(report, [WEIGHTS], started)
+        checkpoints.clear()
     return report
 
 

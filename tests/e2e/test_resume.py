@@ -19,7 +19,7 @@ from tests.e2e.conftest import Finished, Program
 
 MOMENTS = {
     "source": ("store/source/*", "store/source/*/train-images.npy"),
-    "proxy": ("store/proxy/*", "store/proxy/*/scratch/checkpoint.json"),
+    "proxy": ("store/proxy/*", "store/proxy/*/scratch/checkpoint-*.json"),
     "samples": ("store/samples/*", "store/samples/*/shard-000001.npy"),
     "labels": ("store/samples/*/labels", "store/samples/*/labels/*/shard-000001.parquet"),
     "train": ("store/train/*", "store/train/*/scratch/checkpoint-00000040.pt"),
