@@ -92,6 +92,7 @@ def _submit_labelers(plan: Plan, source: Future) -> list[Future]:
             stage,
             f"labeler-{labeler.model.kind}",
             after=[source],
+            stoppable=True,
             model=labeler.model,
             config=labeler_training(labeler),
             source=plan.source,

@@ -35,6 +35,9 @@ class Settings(BaseSettings):
         os.cpu_count() or 1
     )
     threads: Annotated[int, Field(gt=0, description="threads of each stage; another number may round differently")] = 1
+    processes: Annotated[
+        int, Field(gt=0, description="processes of one training, each with its share of every batch; on CUDA one per GPU")
+    ] = 1
 
     @property
     def store(self) -> Path:
@@ -58,6 +61,11 @@ class Settings(BaseSettings):
     def sets(self) -> DataPlace:
         """Where published sets lie, by name."""
         return self.place.below(PUBLISHED_SETS)
+
+    @property
+    def checkpoints(self) -> DataPlace | None:
+        """Where copies of the checkpoints of a training lie: with the images, unless these lie in the store of stages."""
+        return None if self.place.is_folder(self.store) else self.place
 
     @property
     def runs(self) -> Path:

@@ -1,9 +1,11 @@
 """A stage of the library as a Prefect task: cached by digest, retried by cause, run in a process of its own."""
 
+import asyncio
 import heapq
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,12 +17,13 @@ from prefect import Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, wait
 
 from flows.display import Display, QuietDisplay
 from flows.settings import Settings
-from flows.workers import WorkerDied, run_in_child, warm_up
-from proxyrob.device import resolve_device
+from flows.workers import WorkerDied, run_in_child, stopping, warm_up
+from proxyrob.device import require_devices, resolve_device
 from proxyrob.errors import SourceUnavailable
 from proxyrob.storage import Report, Stage
 
@@ -57,7 +60,10 @@ class PrioritySlots:
 
 @dataclass
 class Session:
-    """What the tasks of one flow run share: the environment, the display and the workers."""
+    """What the tasks of one flow run share: the environment, the display and the workers.
+
+    Raises ``ValueError`` when a training is to have more processes than there are GPUs.
+    """
 
     settings: Settings
     device: str
@@ -66,6 +72,7 @@ class Session:
     submitted: dict[str, "Submitted"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_devices(self.device, self.settings.processes)
         self.slots = PrioritySlots(self.settings.workers)
 
 
@@ -99,19 +106,31 @@ def current_session() -> Session:
 def open_worker_session() -> Iterator[Session]:
     """The session that is open already, as the command line's is, or a quiet one for a worker of a Prefect server."""
     if (session := _session.get(None)) is not None:
-        yield session
+        with _children_end_with_it():
+            yield session
         return
     settings = Settings()
     warm_up(settings.threads)
-    with open_session(Session(settings, str(resolve_device(settings.device)), QuietDisplay())) as session:
+    session = Session(settings, str(resolve_device(settings.device)), QuietDisplay())
+    with open_session(session), _children_end_with_it():
         yield session
+
+
+@contextmanager
+def _children_end_with_it() -> Iterator[None]:
+    """Tell the children to end when the block is interrupted, by Ctrl-C or the SIGTERM that Prefect takes in a flow run."""
+    try:
+        yield
+    except (KeyboardInterrupt, TerminationSignal):
+        stopping.set()
+        raise
 
 
 def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Retry only what may succeed on a second try: an unreachable source, a process that was killed."""
     try:
         state.result()
-    except (SourceUnavailable, WorkerDied, ConnectionError):
+    except (SourceUnavailable, WorkerDied, ChildProcessError, ConnectionError):
         return True
     except BaseException:  # any other cause, also an interrupt, would only fail again
         return False
@@ -143,13 +162,16 @@ def run_stage(
     function: Callable[..., Report],
     arguments: dict[str, Any],
     on_figures: OnFigures | None,
+    stoppable: bool,
 ) -> Report:
     """Call one library function for one stage and return its report."""
     session = current_session()
     stage.folder.mkdir(parents=True, exist_ok=True)
     with session.slots.take(priority), FileLock(stage.folder / ".lock"):  # another run may be at the same stage
         tell = _Reporter(session.display, label, stage, on_figures)
-        return run_in_child(function, threads=session.settings.threads, on_progress=tell, stage=stage, **arguments)
+        return run_in_child(
+            function, threads=session.settings.threads, on_progress=tell, stoppable=stoppable, stage=stage, **arguments
+        )
 
 
 def submit_stage(
@@ -159,11 +181,13 @@ def submit_stage(
     *,
     after: Iterable[PrefectFuture[Any]] = (),
     on_figures: OnFigures | None = None,
+    stoppable: bool = False,
     **arguments: Any,
 ) -> PrefectFuture[Any]:
     """Submit a stage to the task runner; stages submitted earlier get a free worker first.
 
-    ``on_figures`` is told the figures of the stage's progress while it runs, with the number of steps done.
+    ``on_figures`` is told the figures of the stage's progress while it runs, with the number of steps done. A ``stoppable``
+    function takes ``should_stop``, and stops in order when the run does.
     A result whose files are gone counts as not cached. Raises ``CheckpointMismatch`` or ``DataIntegrityError`` when the
     stage's folder holds something else.
     """
@@ -179,6 +203,7 @@ def submit_stage(
         function=function,
         arguments=arguments,
         on_figures=on_figures,
+        stoppable=stoppable,
         wait_for=list(after),
         return_state=False,
     )
@@ -186,7 +211,11 @@ def submit_stage(
     display = session.display
 
     def show(done: PrefectFuture[Any]) -> None:
-        done.wait()  # only now does the future know its final state
+        try:
+            done.wait()  # only now does the future know its final state
+        except (asyncio.CancelledError, CancelledError):  # the run was interrupted before the stage began
+            display.failed(label, "not started")
+            return
         record = stage.record() if done.state.is_completed() else None
         if record is not None:
             display.finished(label, record.elapsed_s, cached=done.state.name == "Cached")
@@ -203,7 +232,8 @@ def await_stages() -> None:
     Raises what the first failed stage raised. (Stages after it never start, and say only that they were not ready.)
     """
     futures = [submitted.future for submitted in current_session().submitted.values()]
-    wait(futures)
+    with _children_end_with_it():  # at once, before anything is tidied up
+        wait(futures)
     for future in futures:
         if future.state.is_failed() or future.state.is_crashed():
             future.result()

@@ -7,7 +7,7 @@ from prefect.futures import PrefectFuture
 from flows.build_proxy import DataFutures
 from flows.plan import Plan, Variant, robust_training, smooth_training
 from flows.stages import OnFigures, current_session, submit_stage
-from proxyrob.train import train_classifier
+from proxyrob.train import train_classifier, train_in_processes
 
 
 def train_robust(plan: Plan, variant: Variant, built: DataFutures, curve: OnFigures | None = None) -> PrefectFuture[Any]:
@@ -23,8 +23,11 @@ def train_smooth(plan: Plan, variant: Variant, built: DataFutures, curve: OnFigu
 def _train(plan: Plan, variant: Variant, built: DataFutures, curve: OnFigures | None, *, robust: bool) -> PrefectFuture[Any]:
     stages = plan.variants[variant]
     labels = built.labels if variant == "mixed" else ()
+    settings = current_session().settings
+    processes = settings.processes
+    several = {} if processes == 1 else {"num_processes": processes}
     return submit_stage(
-        train_classifier,
+        train_in_processes if several else train_classifier,
         stages.train if robust else stages.smooth,
         f"{'train' if robust else 'smooth'}-{variant}",
         after=[built.source, *labels],
@@ -35,5 +38,8 @@ def _train(plan: Plan, variant: Variant, built: DataFutures, curve: OnFigures | 
         threat=plan.config.threat if robust else None,
         seed=plan.config.seed,
         device=current_session().device,
+        checkpoints_at=settings.checkpoints,
         on_figures=curve,
+        stoppable=True,
+        **several,
     )

@@ -10,9 +10,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import connection, forkserver
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
-P = ParamSpec("P")
+from proxyrob.errors import as_portable
+
 T = TypeVar("T")
 
 PRELOADED = (
@@ -31,11 +32,15 @@ KEEP_BUFFERS = {
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
 
+END_S = 3.0
+STOP_S = 25.0
+"""How long a child has to end when it is told to: any, and one that first writes down how far it is."""
+
 _processes = multiprocessing.get_context("forkserver")
 _starting = threading.Lock()
 
 stopping = threading.Event()
-"""Set when the user interrupts: every child is ended and every caller gets ``Stopped``."""
+"""Set when the user interrupts: every child is told to end and every caller gets ``Stopped``."""
 
 
 class WorkerDied(RuntimeError):
@@ -56,18 +61,35 @@ def warm_up(threads: int) -> None:
     for name, value in KEEP_BUFFERS.items():
         os.environ.setdefault(name, value)
     _processes.set_forkserver_preload([__name__, *PRELOADED])
-    with _unnamed_main():
-        forkserver.ensure_running()
+    # A SIGTERM for all processes at once must not reach the server: without it nobody would know how its children end.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with _unnamed_main():
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def run_in_child(function: Callable[..., T], /, *, threads: int, on_progress: Callable[..., None], **arguments: Any) -> T:
+def run_in_child(
+    function: Callable[..., T],
+    /,
+    *,
+    threads: int,
+    on_progress: Callable[..., None],
+    stoppable: bool = False,
+    **arguments: Any,
+) -> T:
     """Call ``function(**arguments, on_progress=…)`` in a new process with ``threads`` torch threads.
 
-    The child ends when this process does, however it ends. What ``function`` raises is raised here, with the child's
-    traceback as a note. Raises ``WorkerDied`` when the child ends without an answer and ``Stopped`` on interrupt.
+    A ``stoppable`` function takes ``should_stop`` as well, which is true from the SIGTERM on that the child gets, from here on
+    interrupt or from anyone; it then has ``STOP_S`` to write down how far it is. The child ends when this process does, however
+    it ends. What ``function`` raises is raised here, with the child's traceback as a note. Raises ``WorkerDied`` when the child
+    ends without an answer and ``Stopped`` on interrupt.
     """
+    if stopping.is_set():
+        raise Stopped(f"{function.__name__} was not started")
     receiver, sender = _processes.Pipe(duplex=False)
-    process = _processes.Process(target=_work, args=(sender, function, arguments, threads))
+    process = _processes.Process(target=_work, args=(sender, function, arguments, threads, stoppable))
     with _starting, _unnamed_main():
         process.start()
     sender.close()
@@ -96,23 +118,28 @@ def run_in_child(function: Callable[..., T], /, *, threads: int, on_progress: Ca
                 raise value
         raise Stopped(f"{function.__name__} was interrupted")
     finally:
+        _end(process, STOP_S if stoppable else END_S)
         receiver.close()
-        _end(process)
 
 
-def _end(process: Any) -> None:
+def _end(process: Any, seconds: float) -> None:
     process.join(0 if stopping.is_set() else 2)
     if process.is_alive():
         process.terminate()
-        process.join(3)
+        process.join(seconds)
     if process.is_alive():
         process.kill()
         process.join()
     process.close()
 
 
-def _work(sender: Any, function: Callable[..., Any], arguments: dict[str, Any], threads: int) -> None:
+def _work(sender: Any, function: Callable[..., Any], arguments: dict[str, Any], threads: int, stoppable: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    if stoppable:
+        asked = threading.Event()
+        signal.signal(signal.SIGTERM, lambda _signal, _frame: asked.set())
+        arguments = {**arguments, "should_stop": asked.is_set}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # as the fork server has it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch  # not at the top: the fork server has it already, and the parent works without
 
@@ -124,18 +151,9 @@ def _work(sender: Any, function: Callable[..., Any], arguments: dict[str, Any], 
     try:
         answer = ("result", function(**arguments, on_progress=report), "")
     except Exception as error:
-        answer = ("error", _portable(error), "In the child process:\n" + traceback.format_exc())
+        answer = ("error", as_portable(error), "In the child process:\n" + traceback.format_exc())
     with contextlib.suppress(BrokenPipeError):
         sender.send(answer)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error itself if it survives being sent, else one that says the same."""
-    try:
-        returned = pickle.loads(pickle.dumps(error))  # noqa: S301  (written on the same line)
-        return error if type(returned) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")
-    except Exception:  # whatever a foreign exception's own pickling raises, its text is still worth sending
-        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _end_with_parent() -> None:

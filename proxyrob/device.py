@@ -30,6 +30,22 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def require_devices(name: str, num_processes: int) -> None:
+    """Let each of several processes have a device of its own, where ``name`` is that of a GPU.
+
+    Raises ``ValueError`` when there are not as many.
+    """
+    device = torch.device(name)
+    if device.type != "cuda" or num_processes == 1:
+        return
+    there = torch.cuda.device_count()
+    if device.index is not None or num_processes > there:
+        raise ValueError(
+            f"{num_processes} processes need a GPU each, got device {name!r} on a machine with {there}; use 'cuda' and at most "
+            "as many processes as there are GPUs, or 'cpu'"
+        )
+
+
 def has_batchnorm(model: nn.Module) -> bool:
     """Whether what a model makes of an image can depend on the batch it is in."""
     return any(isinstance(layer, _BatchNorm) for layer in model.modules())

@@ -1,5 +1,7 @@
 """The exceptions a caller acts on differently; everything else is a plain ``ValueError`` or ``TypeError``."""
 
+import pickle
+
 
 class SourceUnavailable(OSError):
     """A source or a store did not answer; the same call may succeed later."""
@@ -19,3 +21,12 @@ class NonFiniteLoss(ArithmeticError):
 
 class ParityError(ValueError):
     """An exported model does not equal the model it was exported from."""
+
+
+def as_portable(error: Exception) -> Exception:
+    """The error itself if it survives being sent to another process, else one that says the same."""
+    try:
+        returned = pickle.loads(pickle.dumps(error))  # noqa: S301  (written on the same line)
+        return error if type(returned) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")
+    except Exception:  # whatever a foreign exception's own pickling raises, its text is still worth sending
+        return RuntimeError(f"{type(error).__name__}: {error}")

@@ -80,6 +80,14 @@ class TrainConfig(Config):
     ema_warmup: Annotated[
         float, Field(ge=0.0, lt=1.0, description="share of the steps in which the average is the weights themselves")
     ] = 0.0
+    sync_batchnorm: Annotated[
+        bool,
+        Field(
+            description="batch normalisation divides by the statistics of the images of all processes of a training; without "
+            "it each process takes those of its own images, and the running statistics of the first are used and released. "
+            "One process alone has all images either way"
+        ),
+    ] = False
     shift: Annotated[int, Field(ge=0, description="random translation of the images, in pixels")] = 0
     flip: Annotated[bool, Field(description="mirror half of the images left to right")] = False
     cutmix: Annotated[Share, Field(description="share of batches whose images exchange boxes (Yun et al. 2019)")] = 0.0

@@ -23,16 +23,26 @@ PREFETCHED = 2
 
 
 @dataclass(frozen=True)
+class RankShare:
+    """Which images of a batch one of several ranks has: their places in the batch of all ranks, which has ``total``."""
+
+    places: Int64[Tensor, " b"]
+    total: int
+
+
+@dataclass(frozen=True)
 class MixedBatch(ImageBatch):
     """Real images first, then those of each synthetic set, with the weight of each image in the loss.
 
     ``indices`` are rows of the training split for the real part and image ids for the synthetic parts; ``parts`` names
-    them and says how many images each has. ``targets`` are the labels, or after CutMix the share of each class.
+    them and says how many images each has. ``targets`` are the labels, or after CutMix the share of each class. ``share`` is
+    there where the batch is one of several ranks'.
     """
 
     targets: Int64[Tensor, " b"] | Float[Tensor, "b k"]
     weights: Float[Tensor, " b"]
     parts: tuple[tuple[str, int], ...]
+    share: RankShare | None = None
 
     @property
     def num_real(self) -> int:
@@ -126,6 +136,7 @@ class Mix:
                     f"{count} images of a batch cannot be shared by {num_ranks} process(es) in equal parts{even}; "
                     "change train.batch_size, train.synthetic_fraction or the number of processes"
                 )
+        self._total = self.num_real + sum(self._counts)
         self._order = EpochOrder(streams, "mix/real", len(real))
         self._reading = Lock()
 
@@ -153,6 +164,7 @@ class Mix:
                 ("real", num_real),
                 *((view.of.name, count // self.num_ranks) for view, count in zip(self.views, self._counts, strict=True)),
             ),
+            share=None if self.num_ranks == 1 else RankShare(torch.from_numpy(self._mine()).to(device), self._total),
         )
 
     def batches(self, first: int, stop: int, device: torch.device | str = "cpu") -> Iterator[MixedBatch]:
@@ -204,8 +216,7 @@ class Mix:
         shift, flip = self.augmentation.shift, self.augmentation.flip
         if not shift and not flip:
             return images
-        mine = self._mine()
-        total = self.num_real + sum(self._counts)
+        mine, total = self._mine(), self._total
         offsets = np.full((2, total), shift)
         if shift:
             generator = self.streams.torch("mix/shift", step=step)

@@ -44,7 +44,7 @@ def attack_smoothed(
     """
     noise = objective.sigma * draw_noise(images, generator, objective.num_noise)
     attacked = attack_pgd(
-        _Smoothed(model, noise),
+        Smoothed(model, noise),
         images,
         loss,
         objective.threat,
@@ -58,7 +58,7 @@ def attack_smoothed(
     return attacked.repeat_interleave(objective.num_noise, dim=0) + noise
 
 
-class _Smoothed(nn.Module):
+class Smoothed(nn.Module):
     """A classifier's average prediction under given noise."""
 
     def __init__(self, model: nn.Module, noise: Float[Tensor, "n c h w"]) -> None:

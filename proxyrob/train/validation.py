@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from proxyrob.rng import Streams
 from proxyrob.source import Split
 from proxyrob.threat import Threat
 from proxyrob.train.reading import Reader
+from proxyrob.train.stopping import NEVER, Stop
 
 PGD_STEPS = 10
 RELATIVE_STEP = 0.25
@@ -69,13 +69,13 @@ class Validator:
         device: str,
         *,
         fast: bool = False,
-        before_reading: Callable[[], None] = lambda: None,
+        stop: Stop = NEVER,
     ) -> None:
-        """``fast`` reads a folded copy of the model; ``before_reading`` may raise to end a measurement."""
+        """``fast`` reads a folded copy of the model; ``stop`` is looked at before every forward pass."""
         self.parts = {"train": train.first(len(validation)), "validation": validation}
-        self.threat, self.streams, self.device = threat, streams, device
+        self.threat, self.streams, self.device, self.stop = threat, streams, device, stop
         example = validation.first(2).images.to(device) if fast and has_batchnorm(model) else None
-        self.reader = Reader(model, before=before_reading, example=example)
+        self.reader = Reader(model, before=stop.check, example=example)
 
     def measure(self, step: int) -> dict[str, float]:
         """Accuracies of the model (in eval mode) after ``step`` steps; with a threat model also the robust-overfitting gap.
@@ -93,16 +93,22 @@ class Validator:
         return {**row, "time_s": time.time()}
 
     def count_correct(self, split: Split) -> tuple[int, int | None]:
-        """How many images are classified correctly, and how many still are after the attack."""
+        """How many images are classified correctly, and how many still are after the attack.
+
+        Several processes take the batches in turn; all get the counts of all. Raises ``InterruptedError`` in all when one
+        was asked to stop.
+        """
+        processes = self.stop.processes
         clean, robust = 0, 0
         self.reader.refresh()
-        with eval_mode(self.reader):
-            for start in range(0, len(split), BATCH_SIZE):
+        with self.stop.agreed(), eval_mode(self.reader):
+            for start in range(processes.rank * BATCH_SIZE, len(split), processes.count * BATCH_SIZE):
                 part = Split(split.stored[start : start + BATCH_SIZE], split.labels[start : start + BATCH_SIZE])
                 images, targets = part.images.to(self.device), part.targets.to(self.device)
                 clean += _count(self.reader, images, targets)
                 if self.threat is not None:
                     robust += _count(self.reader, self._attack(images, targets, start), targets)
+        clean, robust = processes.total(clean, robust)
         return clean, robust if self.threat is not None else None
 
     def _attack(self, images: Tensor, targets: Tensor, start: int) -> Tensor:

@@ -5,12 +5,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.states import Failed
 
-from flows.stages import PrioritySlots
-from flows.workers import WorkerDied, run_in_child
+from flows import workers
+from flows.stages import PrioritySlots, is_transient
+from flows.workers import Stopped, WorkerDied, run_in_child
 
 
 def _square(value: int, on_progress: Callable[..., None]) -> tuple[int, int]:
@@ -24,6 +27,15 @@ def _refuse(on_progress: Callable[..., None]) -> None:
 
 def _die(on_progress: Callable[..., None]) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop_in_order(note: Path, should_stop: Callable[[], bool], on_progress: Callable[..., None]) -> None:
+    on_progress(os.getpid(), 0)
+    while not should_stop():
+        time.sleep(0.01)
+    on_progress(os.getpid(), 1)
+    note.write_text("how far it was")
+    raise InterruptedError("asked to stop")
 
 
 def _ignore(done: int, total: int, **figures: float) -> None: ...
@@ -51,6 +63,31 @@ def test_killed_child_is_noticed() -> None:
     """A child that is killed is an error that may be retried, and says how it ended."""
     with pytest.raises(WorkerDied, match="exit code -9"):
         run_in_child(_die, threads=1, on_progress=_ignore)
+
+
+def test_sigterm_stops_a_child_in_order(tmp_path: Path) -> None:
+    """A stoppable function that is told to end does so by itself, and is not tried again."""
+    note = tmp_path / "note"
+
+    def terminate(done: int, total: int, **figures: float) -> None:
+        if total == 0:
+            os.kill(done, signal.SIGTERM)
+
+    with pytest.raises(InterruptedError, match="asked to stop") as caught:
+        run_in_child(_stop_in_order, threads=1, on_progress=terminate, stoppable=True, note=note)
+    assert note.read_text() == "how far it was"
+    unused: Any = None
+    assert not is_transient(unused, unused, Failed(data=caught.value))
+    assert is_transient(unused, unused, Failed(data=WorkerDied("killed")))
+
+
+def test_a_stopping_run_waits_for_what_its_children_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the run is interrupted a stoppable child writes down how far it is before ``Stopped`` is raised."""
+    note, stopping = tmp_path / "note", threading.Event()
+    monkeypatch.setattr(workers, "stopping", stopping)
+    with pytest.raises(Stopped):
+        run_in_child(_stop_in_order, threads=1, on_progress=lambda *_, **__: stopping.set(), stoppable=True, note=note)
+    assert note.read_text() == "how far it was"
 
 
 def test_slots_go_to_the_lowest_number_first() -> None:

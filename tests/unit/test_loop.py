@@ -30,7 +30,6 @@ from proxyrob.models import load_classifier
 from proxyrob.rng import Streams
 from proxyrob.source import read_split
 from proxyrob.storage import Stage
-from proxyrob.storage.checkpoint import POINTER, CheckpointPointer
 from proxyrob.threat import Threat, parse_threat
 from proxyrob.train import TrainReport, read_curve, read_history, train_classifier
 from tests.conftest import MakeStage
@@ -138,6 +137,7 @@ def test_selected_weights_are_those_that_were_best_on_validation_images(digits: 
     best = curve.loc[curve.validation_pgd_accuracy.idxmax()]
     assert report.released_step == best.step
     assert report.selection == f"best on validation images (step {report.released_step})"
+    assert report.selection_split == "validation"
     assert report.validation_pgd_correct == round(best.validation_pgd_accuracy * report.num_validation)
     assert report.validation_correct == round(best.validation_accuracy * report.num_validation)
     assert ((curve.train_pgd_accuracy - curve.validation_pgd_accuracy) == curve.robust_gap).all()
@@ -175,8 +175,7 @@ def test_a_checkpoint_comes_after_every_so_many_steps(digits: Stage, make_stage:
     config = NATURAL.replace(**REAL_ONLY, checkpoint_every=15)
     with pytest.raises(StopHereError):
         _train(config, digits, stage, on_progress=Killer(lambda done: done >= 20))
-    assert (stage.scratch / POINTER).is_file(), "killed after step 20 with checkpoint_every=15, and no checkpoint is there"
-    assert CheckpointPointer.model_validate_json((stage.scratch / POINTER).read_bytes()).step == 15
+    assert [path.name for path in stage.scratch.glob("checkpoint-*.json")] == ["checkpoint-00000015.json"]
 
 
 def test_a_training_equals_a_loop_written_out(digits: Stage, synthetic: SyntheticSet, make_stage: MakeStage) -> None:
@@ -288,7 +287,7 @@ def test_the_report_can_be_counted_again(digits: Stage, make_stage: MakeStage) -
     assert report.num_parameters == sum(weight.numel() for weight in classifier.parameters())
     assert report.validation_pgd_correct is not None
     assert 0 <= report.validation_pgd_correct <= correct
-    assert report.selection == "last step"
+    assert (report.selection, report.selection_split) == ("last step", None)
 
 
 @pytest.mark.parametrize(("config", "threat"), [(NATURAL, THREAT), (STABILITY, None)])

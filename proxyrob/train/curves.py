@@ -1,0 +1,42 @@
+"""The curves that a training leaves behind."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from proxyrob.storage import Stage
+from proxyrob.storage.files import write_table
+
+HISTORY = "history.parquet"
+CURVE = "curve.parquet"
+
+Row = dict[str, float]
+
+
+def read_history(stage: Stage) -> pd.DataFrame:
+    """The curve of a finished training: step, loss, accuracy, learning_rate, time_s."""
+    return pd.read_parquet(stage.verified(HISTORY))
+
+
+def read_curve(stage: Stage) -> pd.DataFrame:
+    """What was measured while training ran, of the averaged weights (``Validator.measure``); empty if nothing was."""
+    record = stage.record()
+    if record is None or CURVE not in {entry.name for entry in record.files}:
+        return pd.DataFrame({"step": [], "time_s": []})
+    return pd.read_parquet(stage.verified(CURVE))
+
+
+def write_curves(stage: Stage, curves: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Write those that have points; their names."""
+    written = {name: rows for name, rows in curves.items() if rows}
+    for name, rows in written.items():
+        write_table(stage.folder / name, pd.DataFrame(rows).astype({"step": "int64"}))
+    return list(written)
+
+
+def latest_figures(rows: Sequence[Row], curve: Sequence[Row]) -> Row:
+    """What is worth showing while training runs."""
+    row: Row = {}
+    for part in (*rows, *curve):
+        row |= part
+    return {name: value for name, value in row.items() if name not in ("step", "time_s")}
