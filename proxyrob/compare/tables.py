@@ -3,12 +3,21 @@
 import numpy as np
 import pandas as pd
 
-from proxyrob.certify import CertificateHeader
+from proxyrob.certify import CertificateHeader, certified_rows
 from proxyrob.compare.paired import Comparison, compare_paired
 from proxyrob.evaluate import STANDARD_ATTACKS, VerdictHeader, robust_rows
+from proxyrob.threat import Threat
 
 Verdicts = tuple[pd.DataFrame, VerdictHeader]
 Certificates = tuple[pd.DataFrame, CertificateHeader]
+
+REMEDIES = {
+    "norm": "run both with the same threat",
+    "epsilon": "run both with the same threat",
+    "attacks": "run both with the same settings of evaluate, by the same version of this program",
+    "split": "evaluate both on the same split",
+    "data_sha256": "run both on the same source, cut with the same seed",
+}
 
 
 def compare_verdicts(
@@ -19,39 +28,74 @@ def compare_verdicts(
     Raises ``ValueError`` when they were found under different conditions: norm, epsilon, attacks, split or images.
     """
     (table, header), (other_table, other_header) = candidate, reference
-    for name in ("norm", "epsilon", "attacks", "split", "data_sha256"):
-        ours, theirs = getattr(header, name), getattr(other_header, name)
-        if ours != theirs:
-            raise ValueError(f"these two evaluations cannot be compared: {name} is {ours} and {theirs}; evaluate both alike")
-    (pgd_name,) = [name for name in header.attacks if name.startswith("pgd")]
-    sets: dict[str, tuple[str, ...]] = {"clean": (), "pgd": (pgd_name,), "autoattack": STANDARD_ATTACKS}
+    require_same_conditions(header, other_header)
+    if not np.array_equal(table["index"], other_table["index"]) or not np.array_equal(table.label, other_table.label):
+        raise ValueError(
+            "these two evaluations cannot be compared: they are of different images "
+            f"({len(table)} and {len(other_table)}); evaluate both alike: on the same images"
+        )
     return {
         name: compare_paired(
             robust_rows(table, attacks), robust_rows(other_table, attacks), margin=margin, confidence=confidence
         )
-        for name, attacks in sets.items()
+        for name, attacks in accuracies_of(header).items()
     }
 
 
-def compare_certificates(
-    candidate: Certificates, reference: Certificates, radii: tuple[float, ...], *, confidence: float = 0.95
-) -> dict[str, Comparison]:
-    """Compare certified accuracy at each radius; the keys are ``certified_<radius>``.
+def accuracies_of(header: VerdictHeader) -> dict[str, tuple[str, ...]]:
+    """The accuracies that a verdict table gives, and the attacks that an image has to withstand to count."""
+    (pgd_name,) = [name for name in header.attacks if name.startswith("pgd")]
+    return {"clean": (), "pgd": (pgd_name,), "autoattack": STANDARD_ATTACKS}
 
-    Raises ``ValueError`` when sigma, n0, n, alpha, the split or the data differ.
+
+def require_same_conditions(header: VerdictHeader, other: VerdictHeader, *, same_images: bool = True) -> None:
+    """Raise ``ValueError``, saying what differs and what to do, unless two evaluations differ in model and seed alone.
+
+    Without ``same_images`` they may be of other images, too.
+    """
+    for name, remedy in REMEDIES.items():
+        ours, theirs = getattr(header, name), getattr(other, name)
+        if ours == theirs or (name == "data_sha256" and not same_images):
+            continue
+        if isinstance(ours, dict):
+            differing = [attack for attack in {**ours, **theirs} if ours.get(attack) != theirs.get(attack)]
+            ours, theirs = ({attack: of.get(attack, "not run") for attack in differing} for of in (ours, theirs))
+        raise ValueError(
+            f"these two evaluations cannot be compared: {name} is {ours} and {theirs}; evaluate both alike: {remedy}"
+        )
+
+
+def compare_certificates(
+    candidate: Certificates,
+    reference: Certificates,
+    radii: tuple[float, ...],
+    linf: tuple[Threat, ...] = (),
+    *,
+    confidence: float = 0.95,
+) -> dict[str, Comparison]:
+    """Compare certified accuracy at each L2 radius and L∞ threshold.
+
+    The keys are ``certified_<radius>`` and ``certified_linf_<threshold>``. Raises ``ValueError`` when sigma, n0, n, alpha,
+    the precision of the network, the split or the data differ, and for a radius for which one of the two sought no answer.
     """
     (table, header), (other_table, other_header) = candidate, reference
-    for name in ("sigma", "n0", "n", "alpha", "split", "data_sha256"):
+    for name in ("sigma", "n0", "n", "alpha", "precision", "split", "data_sha256"):
         ours, theirs = getattr(header, name), getattr(other_header, name)
         if ours != theirs:
             raise ValueError(f"these two certifications cannot be compared: {name} is {ours} and {theirs}; certify both alike")
     if not np.array_equal(table["index"], other_table["index"]) or not np.array_equal(table.label, other_table.label):
         raise ValueError("these two certifications cannot be compared: they are of different images")
-
-    def certified(rows: pd.DataFrame, radius: float) -> np.ndarray:
-        return (rows.prediction == rows.label).fillna(False).to_numpy(dtype=bool) & (rows.radius_l2 >= radius).to_numpy()
-
+    compared = {f"certified_{radius:g}": radius for radius in radii}
+    compared |= {f"certified_linf_{threat.epsilon}": threat.enclosing_l2_radius(header.num_values) for threat in linf}
+    for grid in (header.grid, other_header.grid):
+        for name, radius in compared.items():
+            if grid is not None and radius not in grid:
+                known = ", ".join(f"{known:g}" for known in grid)
+                raise ValueError(
+                    f"these two certifications cannot be compared: {name} needs the answer at radius {radius:g}, and one of "
+                    f"them sought those at {known} alone; certify both alike"
+                )
     return {
-        f"certified_{radius:g}": compare_paired(certified(table, radius), certified(other_table, radius), confidence=confidence)
-        for radius in radii
+        name: compare_paired(certified_rows(table, radius), certified_rows(other_table, radius), confidence=confidence)
+        for name, radius in compared.items()
     }

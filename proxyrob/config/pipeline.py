@@ -1,13 +1,12 @@
 """The whole tree: one configuration for the path from real images to a registered model."""
 
-import math
-from statistics import NormalDist
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from proxyrob.config.base import Config, ThreatField
-from proxyrob.config.evaluate import CertifyConfig, EvaluateConfig, GateConfig
+from proxyrob.config.certify import CertifyConfig
+from proxyrob.config.evaluate import EvaluateConfig, GateConfig
 from proxyrob.config.label import LabelConfig
 from proxyrob.config.models import CnnModel, ModelConfig
 from proxyrob.config.proxy import ProxyConfig, SamplingConfig
@@ -35,9 +34,11 @@ class PipelineConfig(Config):
     @model_validator(mode="after")
     def _batchnorm_is_there(self) -> "PipelineConfig":
         for name, part in (("train", self.train), ("smooth", self.smooth)):
-            if getattr(part.objective, "attack_batchnorm", "eval") == "train" and isinstance(self.model, CnnModel):
+            of_batch = getattr(part.objective, "attack_batchnorm", "eval") == "train"
+            setting = "objective.attack_batchnorm 'train'" if of_batch else "sync_batchnorm"
+            if (of_batch or part.sync_batchnorm) and isinstance(self.model, CnnModel):
                 raise ValueError(
-                    f"{name}.objective.attack_batchnorm 'train' has no effect on a cnn, which has no batch normalisation; "
+                    f"{name}.{setting} has no effect on a cnn, which has no batch normalisation; "
                     "leave it out or choose another model.kind"
                 )
         return self
@@ -57,21 +58,5 @@ class PipelineConfig(Config):
             raise ValueError(
                 f"certify.num_images is {self.certify.num_images}, more than the {num_test} images of the test split"
             )
-        cap = largest_radius(self.smooth.objective.sigma, self.certify.n, self.certify.alpha)
-        if cap == 0.0:
-            raise ValueError(
-                f"certify.n is {self.certify.n}: with alpha {self.certify.alpha} so few samples certify nothing, even if all "
-                f"agree; expected at least {math.floor(math.log(self.certify.alpha) / math.log(0.5)) + 1}"
-            )
-        if self.certify.radii[-1] > cap:
-            raise ValueError(
-                f"certify.radii asks for {self.certify.radii[-1]}, but with sigma {self.smooth.objective.sigma}, "
-                f"n {self.certify.n} and alpha {self.certify.alpha} no radius above {cap:.3f} can be certified; "
-                "ask for smaller radii or raise certify.n or smooth.objective.sigma"
-            )
+        self.certify.require_reachable(self.smooth.objective.sigma, self.source.known_values)
         return self
-
-
-def largest_radius(sigma: float, n: int, alpha: float) -> float:
-    """The radius certified when all ``n`` samples agree: sigma · Φ⁻¹(alpha^(1/n)) (Cohen et al. 2019)."""
-    return sigma * max(0.0, NormalDist().inv_cdf(alpha ** (1.0 / n)))

@@ -39,6 +39,11 @@ class DigitsSource(Config):
         """The number of test images."""
         return self.num_test
 
+    @property
+    def known_values(self) -> int | None:
+        """The number of values of an image."""
+        return 8 * 8
+
 
 class CifarSource(Config):
     """What the CIFAR data sets share: 50,000 training and 10,000 test images of 32×32 in colour (Krizhevsky 2009).
@@ -78,6 +83,11 @@ class CifarSource(Config):
     def known_test(self) -> int | None:
         """The number of test images, where it is known before the files are read."""
         return self.num_test or (None if self.path else self.FULL_TEST)
+
+    @property
+    def known_values(self) -> int | None:
+        """The number of values of an image: channels, height and width multiplied."""
+        return 3 * 32 * 32
 
     @property
     def files(self) -> tuple[str, str] | None:
@@ -158,6 +168,11 @@ class GivenSource(Config):
     def known_test(self) -> int | None:
         """The number of test images, where it is known before the files are read."""
         return self.num_test
+
+    @property
+    def known_values(self) -> int | None:
+        """The number of values of an image, which the files say."""
+        return None
 
     @property
     def files(self) -> tuple[str, str]:

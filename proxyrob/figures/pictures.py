@@ -9,6 +9,7 @@ from jaxtyping import Int64, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from proxyrob.intervals import measure_share
 from proxyrob.storage.files import written_whole
 
 INK = "#1f2933"
@@ -101,8 +102,19 @@ def _why_dropped(row: dict[str, Any], class_names: tuple[str, ...]) -> str:
     return "\n".join(votes)
 
 
-def draw_certified_curves(path: Path, tables: dict[str, pd.DataFrame], *, sigma: float, n: int) -> None:
-    """Certified accuracy against L2 radius, one curve for each table of certificates."""
+def draw_certified_curves(
+    path: Path,
+    tables: dict[str, pd.DataFrame],
+    *,
+    sigma: float,
+    conditions: str,
+    attacked: dict[str, list[tuple[float, float]]] | None = None,
+) -> None:
+    """Certified accuracy against L2 radius, one curve for each table of certificates, in its 95 % intervals for each radius.
+
+    ``attacked`` are points (radius, accuracy that an attack leaves) of the same smoothed classifiers: the truth lies between
+    them and the curve of their colour.
+    """
     figure = Figure(figsize=(6.4, 4.2))
     axis = figure.subplots()
     most = max(float(table.radius_l2.max()) for table in tables.values()) or sigma  # sigma: where everything abstained
@@ -110,17 +122,26 @@ def draw_certified_curves(path: Path, tables: dict[str, pd.DataFrame], *, sigma:
         right = (table.prediction == table.label).fillna(False).to_numpy(dtype=bool)
         radii = np.linspace(0.0, most * 1.02, 400)
         radius = table.radius_l2.to_numpy()
-        share = [float((right & (radius >= r)).mean()) for r in radii]
+        shares = [measure_share(int((right & (radius >= r)).sum()), len(table)) for r in radii]
+        bounds = [share.low for share in shares], [share.high for share in shares]
+        colour = COLOURS.get(name, FALLBACK_COLOUR)
+        axis.fill_between(radii, *bounds, step="post", color=colour, alpha=0.15, linewidth=0)
         axis.step(
             radii,
-            share,
+            [share.value for share in shares],
             where="post",
             label=f"{name} ({len(table)} images)",
-            color=COLOURS.get(name, FALLBACK_COLOUR),
+            color=colour,
             linewidth=1.8,
         )
-    axis.set(xlabel="L2 radius, in pixel units of [0,1]", ylabel="certified accuracy", ylim=(0, 1), xlim=(0, most * 1.02))
-    axis.set_title(f"randomized smoothing, σ = {sigma:g}, n = {n:,}", fontsize=11, color=INK)
+    for name, points in (attacked or {}).items():
+        most = max(most, *(radius for radius, _ in points))
+        colour = COLOURS.get(name, FALLBACK_COLOUR)
+        axis.plot(*zip(*points, strict=True), "v", color=colour, label=f"{name}, attacked")
+    axis.set(
+        xlabel="L2 radius, in pixel units of [0,1]", ylabel="certified accuracy, 95 % band", ylim=(0, 1), xlim=(0, most * 1.02)
+    )
+    axis.set_title(f"randomized smoothing, {conditions}", fontsize=11, color=INK)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
     axis.spines[["top", "right"]].set_visible(False)

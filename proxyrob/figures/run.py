@@ -48,7 +48,10 @@ def draw_run(
     certificates = {name: read_certificates(certification) for name, certification in certifications.items()}
     header = next(iter(certificates.values()))[1]
     draw_certified_curves(
-        stage.folder / CERTIFIED, {name: table for name, (table, _) in certificates.items()}, sigma=header.sigma, n=header.n
+        stage.folder / CERTIFIED,
+        {name: table for name, (table, _) in certificates.items()},
+        sigma=header.sigma,
+        conditions=header.conditions,
     )
     on_progress(2, 3)
     draw_training_curves(stage.folder / CURVES, {name: read_history(training) for name, training in trainings.items()})

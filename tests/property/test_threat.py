@@ -1,5 +1,6 @@
 """Threat models, for any norm and fraction."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -37,3 +38,11 @@ def test_equal_radii_are_equal_threats(norm: Norm, one: Fraction, other: Fractio
     one, other = one / 10, other / 10
     first, second = Threat(norm, one), Threat(norm, other)
     assert (first == second) == (one == other) == (str(first) == str(second))
+
+
+@given(norms, positive, st.integers(1, 200_000))
+def test_the_enclosing_l2_radius_is_the_least_that_does_not_fall_short(norm: Norm, epsilon: Fraction, num_values: int) -> None:
+    """Compared as exact fractions: not below √d · epsilon, and the float64 before it is."""
+    radius = Threat(norm, epsilon / 10).enclosing_l2_radius(num_values)
+    square = (epsilon / 10) ** 2 * (num_values if norm == "linf" else 1)
+    assert Fraction(radius) ** 2 >= square > Fraction(math.nextafter(radius, 0.0)) ** 2

@@ -83,14 +83,23 @@ def test_certified_curves_are_drawn(tmp_path: Path) -> None:
     table = pd.DataFrame(
         {"label": [0, 1, 2], "prediction": pd.array([0, 9, None], dtype="Int64"), "radius_l2": [0.5, 0.2, 0.0]}
     )
-    draw_certified_curves(tmp_path / "a.png", {"real-only": table, "mixed": table}, sigma=0.25, n=100)
+    draw_certified_curves(tmp_path / "a.png", {"real-only": table, "mixed": table}, sigma=0.25, conditions="n = 100")
     assert _is_a_picture(tmp_path / "a.png")
+
+
+def test_attacked_accuracies_are_drawn_beside_the_curve(tmp_path: Path) -> None:
+    """Points above the curve, also beyond the largest certified radius."""
+    table = pd.DataFrame({"label": [0, 1], "prediction": pd.array([0, 1], dtype="Int64"), "radius_l2": [0.5, 0.2]})
+    for name, attacked in (("a.png", None), ("b.png", {"mixed": [(0.25, 0.9), (1.0, 0.1)]})):
+        draw_certified_curves(tmp_path / name, {"mixed": table}, sigma=0.25, conditions="n ≤ 100", attacked=attacked)
+        assert _is_a_picture(tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
 def test_certified_curves_without_any_certificate_are_drawn(tmp_path: Path) -> None:
     """A smoothed classifier that abstains on every image gives an empty picture and no warning."""
     table = pd.DataFrame({"label": [0, 1], "prediction": pd.array([None, None], dtype="Int64"), "radius_l2": [0.0, 0.0]})
-    draw_certified_curves(tmp_path / "a.png", {"mixed": table}, sigma=0.25, n=100)
+    draw_certified_curves(tmp_path / "a.png", {"mixed": table}, sigma=0.25, conditions="n = 100")
     assert _is_a_picture(tmp_path / "a.png")
 
 

@@ -3,7 +3,6 @@
 from statistics import NormalDist
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,19 +14,21 @@ from proxyrob.certify import (
     certify_classifier,
     certify_image,
     count_votes,
+    count_votes_of_several,
     lower_bound,
     read_certificates,
-    to_smoothing_tsv,
 )
-from proxyrob.certify.smoothing import summarise
+from proxyrob.certify.certificates import summarise
+from proxyrob.certify.smoothing import UNIT_SIZE
+from proxyrob.config import FixedMethod, SequentialMethod
 from proxyrob.errors import DataIntegrityError
-from proxyrob.models import load_classifier
+from proxyrob.models import FoldedCopy, load_classifier
 from proxyrob.rng import Streams
 from proxyrob.source import read_split
 from proxyrob.storage import Stage
 from tests.conftest import MakeStage
 from tests.toys import SMALL_CERTIFY as CONFIG
-from tests.toys import Killer, Linear, Recorder, StopHereError, damage, files_below
+from tests.toys import Killer, Linear, Recorder, StopHereError, damage, files_below, random_images
 
 
 class _Constant(nn.Module):
@@ -98,6 +99,38 @@ def test_no_sample_is_refused() -> None:
     """There is no vote without a sample."""
     with pytest.raises(ValueError, match="expected at least one sample, got n=0"):
         count_votes(_Constant(0), IMAGE, 0.25, 0, 4, _stream(0))
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (10, 64), (3, 8), (1, 1)])
+def test_images_that_share_batches_get_their_own_votes(n: int, batch_size: int) -> None:
+    """Copies of several images fill each batch and never overfill it; the votes of each are those it gets alone."""
+    images, model = random_images(5, shape=(1, 2, 2)), _Remembering()
+    votes = count_votes_of_several(model, images, 0.25, n, batch_size, [_stream(k) for k in range(5)])
+    sizes = [len(seen) for seen in model.seen]
+    assert sum(sizes) == 5 * n
+    assert max(sizes) <= batch_size
+    assert n > batch_size or len(sizes) == -(-5 // (batch_size // n)), "as few batches as there can be"
+    for index, image in enumerate(images):
+        alone = count_votes(model, image, 0.25, n, batch_size, _stream(index))
+        assert torch.equal(votes[index], alone)
+
+
+def test_every_image_needs_a_stream() -> None:
+    """Two images cannot share one stream of noise."""
+    with pytest.raises(ValueError, match="for 2 images and 1 generators"):
+        count_votes_of_several(_Constant(0), random_images(2), 0.25, 5, 4, [_stream(0)])
+
+
+@pytest.mark.parametrize("name", ["toy_classifier", "other_classifier"])
+def test_a_folded_network_gives_the_votes_of_the_network(name: str, digits: Stage, request: pytest.FixtureRequest) -> None:
+    """Certificates are issued to a folded copy: on the same noise its votes are those of the network, vote for vote."""
+    classifier = load_classifier(request.getfixturevalue(name))
+    images = read_split(digits, "test").images[:6]
+    folded = FoldedCopy(classifier, example=images[:2])
+    ours, theirs = (
+        count_votes_of_several(model, images, 0.5, 500, 256, [_stream(k) for k in range(6)]) for model in (folded, classifier)
+    )
+    assert torch.equal(ours, theirs)
 
 
 def test_the_image_is_not_changed() -> None:
@@ -177,13 +210,15 @@ def test_the_table_has_a_row_for_each_of_the_first_images(certified: Stage, digi
     assert table["count"].between(0, 200).all()
     assert (table.elapsed_s > 0).all()
     assert (header.sigma, header.n0, header.n, header.alpha, header.seed, header.split) == (0.25, 20, 200, 0.01, 0, "test")
+    assert (header.method, header.grid, header.precision, header.num_values) == ({"kind": "fixed"}, None, "float32", 64)
+    assert header.conditions == "σ = 0.25, n = 200"
     assert header.model == toy_classifier.digest
 
 
 def test_the_report_is_that_of_the_table(certified: Stage) -> None:
     """Every figure is counted from the table."""
     table, _ = read_certificates(certified)
-    assert certified.finished(CertificationReport) == summarise(table, (0.0, 0.25), 0.01)
+    assert certified.finished(CertificationReport) == summarise(table, CONFIG, 64)
 
 
 def test_a_killed_certification_goes_on_and_finds_the_same(
@@ -215,77 +250,77 @@ def test_finished_certificates_are_not_made_again(certified: Stage, digits: Stag
 def test_damaged_certificates_are_refused(digits: Stage, toy_classifier: Stage, make_stage: MakeStage) -> None:
     """Certificates are hashed before anything is concluded from them."""
     stage = make_stage("certify")
-    config = CONFIG.replace(num_images=2, n=20)
+    config = CONFIG.replace(num_images=2, n=20, radii=(0.0,))
     certify_classifier(config, sigma=0.25, source=digits, model=toy_classifier, seed=0, stage=stage)
     damage(stage.folder / "certificates.parquet")
     with pytest.raises(DataIntegrityError, match=r"certificates\.parquet is damaged"):
         read_certificates(stage)
 
 
-# Tables
+def test_a_sequential_stage_stops_where_the_answer_is_known(
+    certified: Stage, digits: Stage, toy_classifier: Stage, make_stage: MakeStage
+) -> None:
+    """The same images, most of them with fewer samples; no radius beyond what all samples certify, and none off the grid."""
+    config = CONFIG.replace(method=SequentialMethod(early_share=0.0, futility=0.0), linf=("1/50",))
+    stage = make_stage("certify")
+    report = certify_classifier(config, sigma=0.25, source=digits, model=toy_classifier, seed=0, stage=stage)
+    (table, header), (fixed, _) = read_certificates(stage), read_certificates(certified)
+    assert header.grid == (0.0, 0.16, 0.25)
+    assert header.conditions == "σ = 0.25, n ≤ 200"
+    assert table.columns.tolist() == [*fixed.columns[:-1], "looks", "elapsed_s"]
+    assert table.label.tolist() == fixed.label.tolist()
+    assert (table.n <= 200).all()
+    assert report.samples_per_image == (table.n + 20).mean() < 210
+    assert set(table.radius_l2) <= {0.0, 0.16, 0.25}
+    assert table.prediction.isna().tolist() == fixed.prediction.isna().tolist()
+    assert (table.radius_l2 <= fixed.radius_l2).all()
+    full = certified.finished(CertificationReport)
+    assert full is not None
+    assert {name: report.certified[name] for name in full.certified} == full.certified
+    assert report.certified["0.25"].value <= report.certified_linf["1/50"].value <= report.certified["0"].value
 
 
-def _table(*rows: tuple[int, int | None, float]) -> pd.DataFrame:
-    """Rows of (label, prediction, radius)."""
-    labels, predictions, radii = zip(*rows, strict=True)
-    return pd.DataFrame(
-        {
-            "index": np.arange(len(rows)),
-            "label": labels,
-            "prediction": pd.array(predictions, dtype="Int64"),
-            "radius_l2": radii,
-            "elapsed_s": [0.125] * len(rows),
-        }
-    )
+def test_a_killed_sequential_certification_goes_on_and_finds_the_same(
+    digits: Stage, toy_classifier: Stage, make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after ten images and resumed, the table is that of one go, but for the time it took."""
+    monkeypatch.setitem(UNIT_SIZE, "sequential", 10)
+    tables = []
+    for resumed in (False, True):
+        stage = make_stage("certify", resumed=resumed)
+        config = CONFIG.replace(method=SequentialMethod())
+        given: dict[str, Any] = {"sigma": 0.25, "source": digits, "model": toy_classifier, "seed": 0, "stage": stage}
+        if resumed:
+            with pytest.raises(StopHereError):
+                certify_classifier(config, **given, on_progress=Killer(lambda done: done == 10))
+        certify_classifier(config, **given)
+        tables.append(read_certificates(stage)[0].drop(columns="elapsed_s"))
+    pd.testing.assert_frame_equal(*tables)
 
 
-TABLE = _table((0, 0, 0.1), (1, 1, 0.5), (2, 9, 0.7), (3, None, 0.0))
+def test_certificates_in_bfloat16_are_those_of_that_network(
+    digits: Stage, other_classifier: Stage, make_stage: MakeStage
+) -> None:
+    """The votes are those of the network computed in bfloat16, and the header says so."""
+    config, stage = CONFIG.replace(num_images=3, precision="bfloat16"), make_stage("certify")
+    certify_classifier(config, sigma=0.25, source=digits, model=other_classifier, seed=0, stage=stage)
+    table, header = read_certificates(stage)
+    assert (header.precision, header.conditions) == ("bfloat16", "σ = 0.25, n = 200, bfloat16")
+    images = read_split(digits, "test").images[:3]
+    network = FoldedCopy(load_classifier(other_classifier), torch.bfloat16, example=images[:2])
+    for index, image in enumerate(images):
+        chosen = int(count_votes(network, image, 0.25, 20, 64, Streams(0).torch("certify/select", image=index)).argmax())
+        votes = count_votes(network, image, 0.25, 200, 64, Streams(0).torch("certify/estimate", image=index))
+        assert table["count"].tolist()[index] == votes[chosen]
 
 
-def test_only_a_right_class_counts_and_only_up_to_its_radius() -> None:
-    """A wrong class or an abstention is not certified at any radius; a radius that is just reached counts."""
-    report = summarise(TABLE, (0.0, 0.1, 0.25, 0.5, 0.75), 0.01)
-    assert {radius: share.value for radius, share in report.certified.items()} == {
-        "0": 0.5,
-        "0.1": 0.5,
-        "0.25": 0.25,
-        "0.5": 0.25,
-        "0.75": 0.0,
-    }
-    assert (report.certified["0"].n, report.abstained.value) == (4, 0.25)
-
-
-def test_the_average_radius_counts_wrong_and_abstained_as_zero() -> None:
-    """(0.1 + 0.5 + 0 + 0) / 4."""
-    report = summarise(TABLE, (0.0,), 0.01)
-    assert report.average_certified_radius.value == pytest.approx(0.15)
-    assert report.average_certified_radius.n == 4
-
-
-def test_the_expected_number_of_false_certificates_is_reported() -> None:
-    """Each certificate may be false with probability alpha."""
-    assert summarise(TABLE, (0.0,), 0.01).expected_false_certificates == pytest.approx(0.04)
-
-
-def test_the_tsv_is_that_of_the_smoothing_tools() -> None:
-    """Six columns; abstention is -1 and not correct; a wrong class keeps its radius."""
-    assert to_smoothing_tsv(TABLE) == (
-        "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
-        "0\t0\t0\t0.100\t1\t0.125000\n"
-        "1\t1\t1\t0.500\t1\t0.125000\n"
-        "2\t2\t9\t0.700\t0\t0.125000\n"
-        "3\t3\t-1\t0.000\t0\t0.125000\n"
-    )
-
-
-@pytest.mark.parametrize(("radius", "text"), [(0.4999, "0.499"), (0.4996, "0.499"), (0.5, "0.500"), (0.12345, "0.123")])
-def test_the_tsv_rounds_radii_down(radius: float, text: str) -> None:
-    """A certificate is never made larger by being written."""
-    assert to_smoothing_tsv(_table((0, 0, radius))).splitlines()[1].split("\t")[3] == text
-
-
-def test_the_tsv_keeps_radii_of_whole_thousandths() -> None:
-    """Rounding down does not lose a thousandth to binary fractions, which would only waste a certificate."""
-    radii = [k / 1000 for k in range(1, 1000)]
-    lines = to_smoothing_tsv(_table(*((0, 0, radius) for radius in radii))).splitlines()[1:]
-    assert [float(line.split("\t")[3]) for line in lines] == radii
+@pytest.mark.parametrize("method", [FixedMethod(), SequentialMethod()])
+def test_a_threshold_beyond_the_cap_is_refused_before_any_work(
+    method: FixedMethod | SequentialMethod, digits: Stage, toy_classifier: Stage, make_stage: MakeStage
+) -> None:
+    """Where the size of the images was not known from the configuration, the stage refuses what no image can reach."""
+    stage = make_stage("certify")
+    config, recorder = CONFIG.replace(linf=("1/10",), method=method), Recorder()
+    with pytest.raises(ValueError, match=r"certify\.linf asks for 1/10, which on images of 64 values needs .* 0\.800"):
+        certify_classifier(config, sigma=0.25, source=digits, model=toy_classifier, seed=0, stage=stage, on_progress=recorder)
+    assert recorder.told == []

@@ -13,6 +13,7 @@ from proxyrob.evaluate import STANDARD_ATTACKS, VerdictHeader, robust_rows, tabu
 from proxyrob.source import Split, read_split
 from proxyrob.source.splits import SplitName, write_splits
 from proxyrob.storage import Stage
+from proxyrob.threat import parse_threat
 from tests.conftest import MakeStage
 
 NAMES: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -49,6 +50,10 @@ def _certificates(right: int, **values: Any) -> tuple[pd.DataFrame, CertificateH
         "n0": 10,
         "n": 100,
         "alpha": 0.01,
+        "method": {"kind": "fixed"},
+        "grid": None,
+        "precision": "float32",
+        "num_values": 9,
         "seed": 0,
         "split": "test",
         "model": str(right),
@@ -82,9 +87,31 @@ def test_verdicts_are_compared_by_each_accuracy() -> None:
     ],
 )
 def test_verdicts_under_other_conditions_are_not_compared(name: str, value: Any) -> None:
-    """Another norm, epsilon, split, data set or attack is refused, naming the condition and both values."""
-    with pytest.raises(ValueError, match=f"these two evaluations cannot be compared: {name} is .* and .*; evaluate both alike"):
+    """Another norm, epsilon, split, data set or attack is refused, naming the condition, both values and the remedy."""
+    with pytest.raises(
+        ValueError,
+        match=f"these two evaluations cannot be compared: {name} is .* and .*; evaluate both alike: (run|evaluate) both",
+    ):
         compare_verdicts(_verdicts(5), _verdicts(5, **{name: value}))
+
+
+def test_only_the_attacks_that_differ_are_named() -> None:
+    """An attack of another version, or one that only one of the two ran, with what there is of each."""
+    changed = {**dict.fromkeys(STANDARD_ATTACKS, "pyautoattack 0.2.0 standard"), "square": "newer", "pgd-10": "proxyrob PGD"}
+    with pytest.raises(ValueError, match="cannot be compared") as refused:
+        compare_verdicts(_verdicts(5), _verdicts(5, attacks=changed))
+    ours = {"square": "pyautoattack 0.2.0 standard", "pgd-20": "proxyrob PGD", "pgd-10": "not run"}
+    theirs = {"square": "newer", "pgd-20": "not run", "pgd-10": "proxyrob PGD"}
+    assert f"attacks is {ours} and {theirs}; evaluate both alike" in str(refused.value)
+
+
+@pytest.mark.parametrize("cut", ["rows", "labels"])
+def test_verdicts_on_other_images_are_not_compared(cut: str) -> None:
+    """A subset, or the same images with other labels, is refused even where the data set is the same."""
+    table, header = _verdicts(5)
+    other = table.iloc[:-1] if cut == "rows" else table.assign(label=(table.label + 1) % 10)
+    with pytest.raises(ValueError, match=f"they are of different images .40 and {len(other)}.; evaluate both alike"):
+        compare_verdicts((table, header), (other, header))
 
 
 @pytest.mark.parametrize("name", ["seed", "model"])
@@ -104,12 +131,42 @@ def test_certificates_are_compared_at_each_radius() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("sigma", 0.5), ("n0", 11), ("n", 101), ("alpha", 0.001), ("split", "validation"), ("data_sha256", "other")],
+    [
+        ("sigma", 0.5),
+        ("n0", 11),
+        ("n", 101),
+        ("alpha", 0.001),
+        ("precision", "bfloat16"),
+        ("split", "validation"),
+        ("data_sha256", "other"),
+    ],
 )
 def test_certificates_under_other_conditions_are_not_compared(name: str, value: Any) -> None:
-    """Another noise, sample size, error probability, split or data set is refused, naming it."""
+    """Another noise, sample size, error probability, precision, split or data set is refused, naming it."""
     with pytest.raises(ValueError, match=f"these two certifications cannot be compared: {name} is .* and .*; certify both"):
         compare_certificates(_certificates(30), _certificates(30, **{name: value}), (0.0,))
+
+
+def test_certificates_are_compared_at_linf_thresholds() -> None:
+    """On nine values 1/10 is implied by an L2 radius of exactly 3/10, which 0.3 as a float64 falls short of; 1/11 by less."""
+    linf = tuple(parse_threat(f"linf:{epsilon}") for epsilon in ("1/11", "1/10"))
+    found = compare_certificates(_certificates(30), _certificates(10), (), linf)
+    assert {name: row.difference for name, row in found.items()} == {"certified_linf_1/11": 0.5, "certified_linf_1/10": 0.0}
+
+
+@pytest.mark.parametrize("sequential_first", [True, False])
+def test_other_methods_are_compared_at_radii_of_both(sequential_first: bool) -> None:
+    """What stopped when some radii were known is compared at these, with either method; another radius is refused."""
+    sequential: dict[str, Any] = {"method": {"kind": "sequential"}, "grid": (0.0, 0.3)}
+    pair = (_certificates(30, **sequential), _certificates(10))
+    one, other = pair if sequential_first else pair[::-1]
+    found = compare_certificates(one, other, (0.0, 0.3))
+    assert abs(found["certified_0.3"].difference) == 0.5
+    assert compare_certificates(pair[0], _certificates(10, **sequential), (0.0, 0.3)) == compare_certificates(*pair, (0.0, 0.3))
+    with pytest.raises(ValueError, match=r"certified_0\.25 needs the answer at radius 0\.25.*sought those at 0, 0\.3 alone"):
+        compare_certificates(one, other, (0.0, 0.25))
+    with pytest.raises(ValueError, match="certified_linf_1/11 needs the answer at radius 0"):
+        compare_certificates(one, other, (), (parse_threat("linf:1/11"),))
 
 
 @pytest.mark.parametrize("column", ["index", "label"])

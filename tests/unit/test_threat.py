@@ -99,3 +99,17 @@ def test_a_threat_made_directly_is_checked_too() -> None:
 def test_the_label_names_norm_and_fraction(norm: Norm, label: str) -> None:
     """People read the fraction, never its decimals."""
     assert Threat(norm, Fraction(8, 255)).label == label
+
+
+@pytest.mark.parametrize(
+    ("text", "num_values", "radius"),
+    [
+        ("linf:2/255", 3072, 0.434711),
+        ("linf:8/255", 3072, 1.738843),
+        ("linf:8/255", 64, 64 / 255),
+        ("l2:128/255", 3072, 128 / 255),
+    ],
+)
+def test_the_enclosing_l2_radius_is_exact(text: str, num_values: int, radius: float) -> None:
+    """√d · epsilon: 0.434711 for 2/255 on CIFAR-10, where 111/255 would be 0.435294; L2 encloses itself."""
+    assert parse_threat(text).enclosing_l2_radius(num_values) == pytest.approx(radius, abs=1e-6)
