@@ -1,9 +1,17 @@
 """Frozen configurations, one file per stage; ``pipeline`` is the tree and ``load`` reads it."""
 
-from proxyrob.config.evaluate import CertifyConfig, EvaluateConfig, GateConfig
+from proxyrob.config.certify import CertifyConfig, FixedMethod, SequentialMethod, SmoothAttackConfig
+from proxyrob.config.evaluate import EvaluateConfig, GateConfig
 from proxyrob.config.label import LabelConfig, LabelerConfig
 from proxyrob.config.load import flatten, load_config, preset_names, preset_text
-from proxyrob.config.models import CnnModel, ModelConfig, ResnetModel
+from proxyrob.config.models import (
+    CnnModel,
+    ModelConfig,
+    PreactResnetModel,
+    ResnetModel,
+    StandardResnetModel,
+    WideResnetModel,
+)
 from proxyrob.config.objective import (
     AwpConfig,
     GaussianObjective,
@@ -59,6 +67,7 @@ __all__ = [
     "DiffusionProxy",
     "DigitsSource",
     "EvaluateConfig",
+    "FixedMethod",
     "FolderSource",
     "GateConfig",
     "GaussianObjective",
@@ -76,6 +85,7 @@ __all__ = [
     "PgdObjective",
     "PiecewiseSchedule",
     "PipelineConfig",
+    "PreactResnetModel",
     "ProxyConfig",
     "PublishedProxy",
     "ResnetModel",
@@ -83,16 +93,20 @@ __all__ = [
     "RobustTrainConfig",
     "SamplingConfig",
     "ScheduleConfig",
+    "SequentialMethod",
     "SgdOptimizer",
     "SmoothAdvObjective",
+    "SmoothAttackConfig",
     "SmoothObjective",
     "SmoothTrainConfig",
     "SourceConfig",
     "StabilityObjective",
+    "StandardResnetModel",
     "SubsetConfig",
     "TradesObjective",
     "TrainConfig",
     "WeightedProxy",
+    "WideResnetModel",
     "flatten",
     "load_config",
     "preset_names",
