@@ -1,11 +1,12 @@
 """Third part: how robust the classifiers are, by attack and by certificate."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prefect.futures import PrefectFuture
 
+from flows.build_proxy import DataFutures
 from flows.plan import Plan, Variant
 from flows.stages import current_session, submit_stage
 from proxyrob.certify import certify_classifier
@@ -14,20 +15,22 @@ from proxyrob.evaluate import check_sanity, evaluate_classifier
 
 @dataclass(frozen=True)
 class AttackFutures:
-    """Verdicts on a classifier, and the checks that they mean something."""
+    """Verdicts on a classifier, and the checks whether they mean something."""
 
     evaluation: PrefectFuture[Any]
     sanity: PrefectFuture[Any]
 
 
-def assess_attacks(plan: Plan, variant: Variant, after: Iterable[PrefectFuture[Any]]) -> AttackFutures:
-    """Attack the classifier of a variant, then look for gradient masking."""
+def assess_attacks(
+    plan: Plan, variant: Variant, built: DataFutures, trained: Mapping[Variant, PrefectFuture[Any]]
+) -> AttackFutures:
+    """Attack the classifier of a variant, then look for gradient masking, also through another model of the same data."""
     stages, given = plan.variants[variant], _given(plan)
     evaluation = submit_stage(
         evaluate_classifier,
         stages.evaluate,
         f"attack-{variant}",
-        after=after,
+        after=[trained[variant]],
         config=plan.config.evaluate,
         model=stages.train,
         threat=plan.config.threat,
@@ -37,10 +40,11 @@ def assess_attacks(plan: Plan, variant: Variant, after: Iterable[PrefectFuture[A
         check_sanity,
         stages.sanity,
         f"sanity-{variant}",
-        after=[evaluation],
+        after=[evaluation, *built.labels, *trained.values()],
         model=stages.train,
         evaluation=stages.evaluate,
-        norm=plan.config.threat.norm,
+        twin=plan.twin(variant),
+        labels=plan.labels(variant),
         **given,
     )
     return AttackFutures(evaluation, sanity)

@@ -10,13 +10,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows import cli_data, cli_models
+from flows import cli_compare, cli_data, cli_models
 from flows.console import (
     RunArgument,
     console,
     failures,
     find_run,
-    plan_of,
     prepare_settings,
     stop_children_on_signals,
     wrong_use,
@@ -108,29 +107,7 @@ def show(run_name: RunArgument) -> None:
     console.print(f"\n[dim]{folder}[/]")
 
 
-@app.command()
-def compare(candidate: RunArgument, reference: RunArgument) -> None:
-    """Compare the released models of two runs on the same images, image by image.
-
-    McNemar's exact test and a paired interval. Results under different threat models, attacks or images are refused.
-    """
-    with wrong_use():
-        plans = [plan_of(find_run(name)) for name in (candidate, reference)]
-    from proxyrob.compare import compare_verdicts
-    from proxyrob.evaluate import read_verdicts
-
-    with failures():
-        ours, theirs = (read_verdicts(plan.variants[plan.released].evaluate) for plan in plans)
-        found = compare_verdicts(ours, theirs)
-    table = Table(box=None, padding=(0, 2), header_style="bold")
-    for heading in ("", "difference", "95 % interval", "p", "verdict"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for name, row in found.items():
-        interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
-        table.add_row(name, f"{100 * row.difference:+.1f} points", interval, f"{row.p_value:.2g}", row.verdict)
-    console.print(f"{candidate} − {reference}, {found['clean'].n} images")
-    console.print(table)
-    console.print("[dim]PASS: the first is better by the paired test; FAIL: it is worse; UNDECIDED: neither is shown.[/]")
+app.command()(cli_compare.compare)
 
 
 @app.command()
@@ -169,7 +146,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
     )
 
 
-for command in (cli_models.evaluate, cli_models.certify, cli_models.export):
+for command in (cli_models.evaluate, cli_models.replay, cli_models.certify, cli_models.export):
     app.command()(command)
 app.command("import")(cli_data.import_set)
 app.add_typer(cli_data.app)

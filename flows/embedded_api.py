@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
 STARTUP_TIMEOUT_S = 120
 
@@ -82,18 +83,21 @@ def await_api(process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.2)
 
 
-def _end_with_parent(pipe: int) -> None:
-    """The pipe ends when the parent closes it or dies; then ask the server to stop, and insist after five seconds."""
+def _end_with_parent(pipe: int, servers: list[Any]) -> None:
+    """The pipe ends when the parent closes it or dies; then ask the server, once there is one, to stop; insist in 5 s."""
     os.read(pipe, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(5)
+    for server in servers:
+        server.should_exit = True
+        time.sleep(5)
     os._exit(1)
 
 
 def _serve() -> None:
     listener = socket.socket(fileno=int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides when to stop
-    threading.Thread(target=_end_with_parent, args=(int(sys.argv[2]),), daemon=True).start()
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, signal.SIG_IGN)  # they may reach all processes of a run; the parent decides when to stop
+    servers: list[Any] = []
+    threading.Thread(target=_end_with_parent, args=(int(sys.argv[2]), servers), daemon=True).start()
 
     gc.disable()  # the import below makes a few million lasting objects; looking through them costs two seconds
     import uvicorn  # not at the top: the parent imports this module, and needs neither of the two
@@ -101,14 +105,14 @@ def _serve() -> None:
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: object) -> None:
-            if sig != signal.SIGINT:
-                super().handle_exit(sig, frame)  # pyright: ignore[reportArgumentType]  (uvicorn's own type names FrameType)
+            """Signals are ignored here, too."""
 
     app = create_app()
     gc.enable()
     gc.freeze()
     config = uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=3)
-    Server(config).run(sockets=[listener])
+    servers.append(Server(config))
+    servers[0].run(sockets=[listener])
 
 
 if __name__ == "__main__":

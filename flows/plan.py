@@ -1,14 +1,22 @@
 """Which stages there are, and the digest of each: known from the configuration alone, before any work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from flows.settings import PUBLISHED_SETS, Settings
-from proxyrob.config import CertifyConfig, EvaluateConfig, PipelineConfig, RobustTrainConfig, SmoothTrainConfig
+from proxyrob.config import (
+    CertifyConfig,
+    EvaluateConfig,
+    PipelineConfig,
+    RobustTrainConfig,
+    SmoothAttackConfig,
+    SmoothTrainConfig,
+)
 from proxyrob.config.base import Config, digest_of
+from proxyrob.config.evaluate import CheckName
 from proxyrob.config.label import LabelerConfig
 from proxyrob.config.objective import MartObjective, NaturalObjective, PgdObjective, TradesObjective
 from proxyrob.config.proxy import DiffusionProxy, JitterProxy, PublishedProxy, WeightedProxy, weighted_parts
@@ -89,6 +97,14 @@ class Plan:
         """The synthetic images, as training takes them."""
         return tuple(proxy.synthetic for proxy in self.proxies)
 
+    def twin(self, variant: Variant) -> Stage | None:
+        """The training of another model of the same data, for a transfer attack on a variant."""
+        return _twin(self.labelers, self.variants, variant)
+
+    def labels(self, variant: Variant) -> tuple[Stage, ...]:
+        """The stages that labelled the synthetic images a variant is trained on."""
+        return _labels(self.proxies, variant)
+
     @property
     def run_name(self) -> str:
         """What the run's output folder is called."""
@@ -167,6 +183,13 @@ def certify_stage(config: CertifyConfig, source: Stage, smooth: Stage, sigma: fl
     return derive_stage(store, seed, "certify", (source, smooth), config, sigma=sigma)
 
 
+def smooth_attack_stage(
+    config: SmoothAttackConfig, source: Stage, smooth: Stage, sigma: float, threat: Threat, seed: int, store: Path
+) -> Stage:
+    """An attack on the smoothed classifier that ``smooth`` ends with."""
+    return derive_stage(store, seed, "attack-smoothed", (source, smooth), config, sigma=sigma, threat=str(threat))
+
+
 def export_stage(config: PipelineConfig, source: Stage, train: Stage, evaluate: Stage, store: Path) -> Stage:
     """The exported classifier that ``train`` ends with."""
     return derive_stage(store, config.seed, "export", (source, train, evaluate), name=model_name(config))
@@ -202,10 +225,12 @@ def plan_pipeline(config: PipelineConfig, store: Path, data: DataPlace | None = 
         train = stage("train", given, config.model, robust_training(config, variant), threat=str(config.threat), **weighted)
         smooth = stage("train", given, config.model, smooth_training(config, variant), **weighted)
         evaluate = evaluate_stage(config.evaluate, source, train, config.threat, config.seed, store)
+        twin = _twin(labelers, variants, variant)
+        evidence = (*_labels(proxies, variant), *(() if twin is None else (twin,)))
         variants[variant] = VariantStages(
             train=train,
             evaluate=evaluate,
-            sanity=stage("sanity", (source, train, evaluate), norm=config.threat.norm),
+            sanity=stage("sanity", (source, train, evaluate, *evidence), checks=list(get_args(CheckName))),
             smooth=smooth,
             certify=certify_stage(config.certify, source, smooth, config.smooth.objective.sigma, config.seed, store),
         )
@@ -223,6 +248,17 @@ def plan_pipeline(config: PipelineConfig, store: Path, data: DataPlace | None = 
         export=export_stage(config, source, released.train, released.evaluate, store),
         pictures=stage("pictures", tuple(drawn)),
     )
+
+
+def _twin(labelers: tuple[Stage, Stage] | None, variants: dict[Variant, VariantStages], variant: Variant) -> Stage | None:
+    """A labeler where there is one; else for the mixed model the one of real images alone, which itself has no twin."""
+    if labelers is not None:
+        return labelers[0]
+    return variants["real-only"].train if variant == "mixed" else None
+
+
+def _labels(proxies: Sequence[ProxyStages], variant: Variant) -> tuple[Stage, ...]:
+    return tuple(proxy.labels for proxy in proxies) if variant == "mixed" else ()
 
 
 def _takes_given_labels(proxy: DiffusionProxy | JitterProxy | PublishedProxy) -> bool:

@@ -16,6 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
+from pydantic import ValidationError
 
 from flows.plan import Plan, model_name
 from flows.tracking import DIGEST_TAG, Tracker
@@ -26,12 +27,13 @@ from proxyrob.evaluate.verdicts import VERDICTS
 from proxyrob.export import CARD, CARD_JSON, MODEL, ExportReport, ModelCard
 from proxyrob.source import read_split
 from proxyrob.storage import Report
-from proxyrob.storage.files import read_header
-from proxyrob.train import TrainReport
+from proxyrob.storage.files import read_header, write_bytes, write_json
 from proxyrob.types import as_images
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-GATE_TAG = "gate"
+GATE_TAG, VERDICT_TAG, WAIVED_TAG = "gate", "gate.verdict", "gate.waived."
+LONGEST_DESCRIPTION = 5000
+"""What MLflow's database keeps of a version's description; a longer card lies whole beside the model."""
 
 
 class Registration(Report):
@@ -58,8 +60,7 @@ def register_model(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
         return Registration(name=name, version=number, aliases=_aliases(client, name, number), decision=decision)
     client.set_registered_model_alias(name, CHALLENGER, str(number))
     decision = _decide(plan, tracker, name, number)
-    client.set_model_version_tag(name, str(number), GATE_TAG, decision.model_dump_json())
-    client.set_model_version_tag(name, str(number), "gate.verdict", decision.verdict)
+    _record_decision(client, found, decision, plan.export.verified(CARD).read_text())
     if decision.verdict == "PASS":
         client.set_registered_model_alias(name, CHAMPION, str(number))
     return Registration(name=name, version=number, aliases=_aliases(client, name, number), decision=decision)
@@ -68,7 +69,8 @@ def register_model(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
 def pull_model(tracking_uri: str, reference: str, folder: Path) -> Path:
     """Download a registered model (``name``, ``name@alias`` or ``name/version``): ``model.onnx``, ``card.md``, ``card.json``.
 
-    Without alias or version it is the champion. Raises ``ValueError`` when there is no such model, saying which there are.
+    Without alias or version it is the champion. The card says what the gate said of it. Raises ``ValueError`` when there is no
+    such model, saying which there are.
     """
     client = MlflowClient(tracking_uri, tracking_uri)
     name, _, alias = reference.partition("@")
@@ -92,7 +94,16 @@ def pull_model(tracking_uri: str, reference: str, folder: Path) -> Path:
             (CARD_JSON, downloaded / "extra_files" / CARD_JSON),
         ):
             (folder / file).write_bytes(content.read_bytes())
+    if (decision := _read_decision(chosen)) is not None:
+        add_decision(folder, decision)
     return folder / MODEL
+
+
+def add_decision(folder: Path, decision: GateDecision) -> None:
+    """Add what the gate said to the card that lies in ``folder``, for people and for programs."""
+    card, for_programs = folder / CARD, json.loads((folder / CARD_JSON).read_text())
+    write_bytes(card, f"{card.read_text()}\n{decision.describe()}".encode())
+    write_json(folder / CARD_JSON, {**for_programs, "gate": decision.model_dump(mode="json")})
 
 
 def _find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
@@ -109,12 +120,39 @@ def _find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion 
 
 
 def _stored_decision(plan: Plan, version: ModelVersion) -> GateDecision | None:
-    """What the gate said of a version, unless its margin or confidence has been changed since."""
-    if GATE_TAG not in version.tags:
+    """What the gate said of a version, unless its settings or the sanity checks have changed since."""
+    decision = _read_decision(version)
+    if decision is None:
         return None
-    decision = GateDecision.model_validate_json(version.tags[GATE_TAG])
     found, gate = decision.comparison, plan.config.gate
-    return decision if found is None or (found.margin, found.confidence) == (gate.margin, gate.confidence) else None
+    same_margin = found is None or (found.margin, found.confidence) == (gate.margin, gate.confidence)
+    failed = tuple(check.name for check in _sanity(plan).having("failed"))
+    same_checks = (decision.failed_checks, decision.waivers) == (failed, gate.waivers)
+    return decision if same_margin and same_checks else None
+
+
+def _read_decision(version: ModelVersion) -> GateDecision | None:
+    """The decision on a version: ``None`` before there is one, or where another version of this program wrote it."""
+    try:
+        return GateDecision.model_validate_json(version.tags[GATE_TAG]) if GATE_TAG in version.tags else None
+    except ValidationError:
+        return None
+
+
+def _record_decision(client: MlflowClient, version: ModelVersion, decision: GateDecision, card: str) -> None:
+    """Write a decision, and every failed check that was waived for it, to the tags and the description of a version."""
+    name, number = version.name, str(version.version)
+    waived = {f"{WAIVED_TAG}{check}": reason for check, reason in decision.waived.items()}
+    for tag in version.tags:
+        if tag.startswith(WAIVED_TAG) and tag not in waived:
+            client.delete_model_version_tag(name, number, tag)
+    tags = {GATE_TAG: decision.model_dump_json(), VERDICT_TAG: decision.verdict, **waived}
+    for tag, value in tags.items():
+        client.set_model_version_tag(name, number, tag, value)
+    description = f"{card}\n{decision.describe()}"
+    if len(description) > LONGEST_DESCRIPTION:
+        description = decision.describe()[:LONGEST_DESCRIPTION]
+    client.update_model_version(name, number, description=description)
 
 
 def _register(plan: Plan, tracker: Tracker, run_id: str, name: str) -> ModelVersion:
@@ -160,7 +198,6 @@ def _register(plan: Plan, tracker: Tracker, run_id: str, name: str) -> ModelVers
         run_id=run_id,
         model_id=logged.model_id,
         tags=tags,
-        description=plan.export.verified(CARD).read_text(),
     )
 
 
@@ -168,20 +205,22 @@ def _card_json(plan: Plan) -> dict[str, object]:
     return json.loads(plan.export.verified(CARD_JSON).read_text())
 
 
+def _sanity(plan: Plan) -> SanityReport:
+    report = plan.variants[plan.released].sanity.finished(SanityReport)
+    assert report is not None
+    return report
+
+
 def _decide(plan: Plan, tracker: Tracker, name: str, number: int) -> GateDecision:
-    stages = plan.variants[plan.released]
-    exported, trained = plan.export.finished(ExportReport), stages.train.finished(TrainReport)
-    sanity = stages.sanity.finished(SanityReport)
+    exported = plan.export.finished(ExportReport)
     assert exported is not None
-    assert trained is not None
-    assert sanity is not None
     reference, comparison, fault = _compare(plan, tracker, name, number)
     return decide_promotion(
         comparison,
         reference=reference,
         parity_passed=exported.parity.passed,
-        failed_checks=tuple(check.name for check in sanity.checks if not check.passed),
-        selection=trained.selection,
+        sanity=_sanity(plan),
+        waivers=plan.config.gate.waivers,
         incomparable=fault,
     )
 

@@ -59,7 +59,11 @@ def compare_variants(plan: Plan) -> dict[str, Comparison]:
     return {
         **compare_verdicts(read_verdicts(mixed.evaluate), read_verdicts(real.evaluate), confidence=confidence),
         **compare_certificates(
-            read_certificates(mixed.certify), read_certificates(real.certify), plan.config.certify.radii, confidence=confidence
+            read_certificates(mixed.certify),
+            read_certificates(real.certify),
+            plan.config.certify.radii,
+            plan.config.certify.linf,
+            confidence=confidence,
         ),
     }
 

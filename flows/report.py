@@ -15,11 +15,13 @@ from flows.tracking import library_versions
 from proxyrob.certify import CertificationReport
 from proxyrob.compare import Comparison
 from proxyrob.config.proxy import weighted_parts
-from proxyrob.evaluate import EvaluationReport
+from proxyrob.evaluate import FEW_CLASSES, GATE, STANDARD, EvaluationReport, SanityReport
 from proxyrob.source import source_report
 from proxyrob.storage.files import write_json
 
 REPORT = "report.json"
+ENSEMBLES = {STANDARD: "AutoAttack", FEW_CLASSES: "few-class AA", GATE: "gate search"}
+"""What the table calls them, which has 14 columns for that."""
 
 
 def build_report(
@@ -50,6 +52,8 @@ def build_report(
             "verdict": registration.decision.verdict,
             "reasons": list(registration.decision.reasons),
             "reference": registration.decision.reference,
+            "failed_checks": list(registration.decision.failed_checks),
+            "waived": registration.decision.waived,
         },
         "registered": {"name": registration.name, "version": registration.version, "aliases": list(registration.aliases)},
         "digests": {"pipeline": plan.digest, "source": plan.source.digest, "export": plan.export.digest},
@@ -89,15 +93,19 @@ def render_report(report: dict[str, Any]) -> Group:
         table.add_column("p", justify="right", no_wrap=True, min_width=5)
     for cells in _rows(report):
         table.add_row(*cells)
-    certified = next(iter(models.values()))["average_certified_radius"]["n"]
+    any_model = next(iter(models.values()))
+    certified, false = any_model["average_certified_radius"]["n"], any_model.get("expected_false_certificates")
     title = (
         f"{report['preset']}, seed {report['seed']}: accuracy in %, threat model {report['threat']}, "
         f"{report['total_images']['test']} test images"
     )
-    note = f"Parentheses: 95 % intervals. Certificates (L2 radius) are of the smoothed classifiers, {certified} test images."
+    note = f"Parentheses: 95 % intervals. Certificates (L2 radius) are of the smoothed classifiers, {certified} test images"
+    note += "." if false is None else f"; at most {false:g} of them are expected not to hold."
     lines: list[Any] = [Text(title, style="bold"), table, Text(note, style="dim")]
     if "autoattack" in report["comparison"]:
         lines.append(Text("\n" + explain_comparison(report)))
+    if "sanity" in any_model:
+        lines.append(Text("\n" + explain_sanity(report)))
     promotion, registered = report["promotion"], report["registered"]
     aliases = ", ".join(registered["aliases"]) or "no alias"
     lines.append(
@@ -112,11 +120,15 @@ def render_report(report: dict[str, Any]) -> Group:
 def _rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Label, a figure for each model, and where two are compared their difference and its p-value."""
     models, compared = report["models"], report["comparison"]
-    for key, label in {"clean": "clean", "pgd": f"PGD-{report['pgd_steps']}", "autoattack": "AutoAttack"}.items():
+    ensemble = ENSEMBLES[next(iter(models.values())).get("ensemble", STANDARD)]
+    for key, label in {"clean": "clean", "pgd": f"PGD-{report['pgd_steps']}", "autoattack": ensemble}.items():
         yield label, *(_share(figures[key]) for figures in models.values()), *_difference(compared.get(key))
     for radius in next(iter(models.values()))["certified"]:
         figures = (_share(figures["certified"][radius]) for figures in models.values())
         yield f"certified {radius}", *figures, *_difference(compared.get(f"certified_{radius}"))
+    for threshold in next(iter(models.values())).get("certified_linf", ()):
+        figures = (_share(figures["certified_linf"][threshold]) for figures in models.values())
+        yield f"certified L∞ {threshold}", *figures, *_difference(compared.get(f"certified_linf_{threshold}"))
     yield "average radius", *(_radius(figures["average_certified_radius"]) for figures in models.values())
 
 
@@ -124,10 +136,13 @@ def explain_comparison(report: dict[str, Any]) -> str:
     """In words: what the paired test of AutoAttack accuracy supports, and what it does not."""
     found = report["comparison"]["autoattack"]
     low, high = 100 * found["low"], 100 * found["high"]
+    resampled = ""
+    if (bootstrap := found.get("bootstrap")) is not None:
+        resampled = f"bootstrap {100 * bootstrap['low']:+.1f} to {100 * bootstrap['high']:+.1f}, "
     evidence = (
-        f"AutoAttack accuracy changes by {100 * found['difference']:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}, "
-        f"exact McNemar p = {found['p_value']:.2g}): mixed alone is right on {found['candidate_only']} of {found['n']} images, "
-        f"real-only alone on {found['reference_only']}."
+        f"AutoAttack accuracy changes by {100 * found['difference']:+.1f} points ({100 * found['confidence']:g} % interval "
+        f"{low:+.1f} to {high:+.1f}, {resampled}exact McNemar p = {found['p_value']:.2g}): mixed alone is right on "
+        f"{found['candidate_only']} of {found['n']} images, real-only alone on {found['reference_only']}."
     )
     claim = {
         "PASS": "Supported: of these two networks, the one trained on the mix is more robust.",
@@ -139,9 +154,22 @@ def explain_comparison(report: dict[str, Any]) -> str:
         "proxyrob run digits-jitter)"
     )
     return (
-        f"{evidence}\n{claim} Not covered: other seeds (repeat with --set seed=1)"
+        f"{evidence}\n{claim} Not covered: other seeds (repeat with --set seed=1, then proxyrob compare)"
         f"{'' if report['proxy'] == 'jitter' else control}."
     )
+
+
+def explain_sanity(report: dict[str, Any]) -> str:
+    """How many sanity checks of each model passed, failed or were not run, and which."""
+    parts = []
+    for variant, figures in report["models"].items():
+        named: dict[str, list[str]] = {"passed": [], "failed": [], "not run": []}
+        for check in figures["sanity"]:
+            named[check["outcome"]].append(check["name"])
+        counted = [f"{variant} {len(named.pop('passed'))} passed"]
+        counted += [f"{len(names)} {outcome} ({', '.join(names)})" for outcome, names in named.items() if names]
+        parts.append(", ".join(counted))
+    return f"Sanity checks: {'; '.join(parts)}."
 
 
 def render_markdown(report: dict[str, Any]) -> str:
@@ -154,6 +182,8 @@ def render_markdown(report: dict[str, Any]) -> str:
         "|" + "---|" * len(headings),
         *("| " + " | ".join([*cells, *[""] * (len(headings) - len(cells))]) + " |" for cells in _rows(report)),
         "",
+        explain_sanity(report),
+        "",
         f"Gate: **{report['promotion']['verdict']}**. {'; '.join(report['promotion']['reasons'])}",
     ]
     return "\n".join(lines)
@@ -162,14 +192,21 @@ def render_markdown(report: dict[str, Any]) -> str:
 def _figures(plan: Plan, variant: Variant) -> dict[str, Any]:
     stages = plan.variants[variant]
     evaluation, certification = stages.evaluate.finished(EvaluationReport), stages.certify.finished(CertificationReport)
+    sanity = stages.sanity.finished(SanityReport)
     assert evaluation is not None
     assert certification is not None
+    assert sanity is not None
     return {
         "clean": evaluation.clean.model_dump(),
         "pgd": evaluation.pgd.model_dump(),
         "autoattack": evaluation.autoattack.model_dump(),
+        "ensemble": evaluation.ensemble,
         "certified": {radius: share.model_dump() for radius, share in certification.certified.items()},
+        "certified_linf": {threshold: share.model_dump() for threshold, share in certification.certified_linf.items()},
         "average_certified_radius": certification.average_certified_radius.model_dump(),
+        "abstained": certification.abstained.model_dump(),
+        "expected_false_certificates": certification.expected_false_certificates,
+        "sanity": [check.model_dump() for check in sanity.checks],
     }
 
 

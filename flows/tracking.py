@@ -303,9 +303,14 @@ def variant_metrics(plan: Plan, variant: Variant) -> dict[str, float]:
         "pgd_accuracy": evaluation.pgd,
         "autoattack_accuracy": evaluation.autoattack,
         "average_certified_radius": certification.average_certified_radius,
+        "abstained": certification.abstained,
         **{f"certified_accuracy_{radius}": share for radius, share in certification.certified.items()},
+        **{f"certified_accuracy_linf_{threshold}": share for threshold, share in certification.certified_linf.items()},
     }
-    figures: dict[str, float] = {}
+    figures: dict[str, float] = {
+        "expected_false_certificates": certification.expected_false_certificates,
+        "samples_per_certificate": certification.samples_per_image,
+    }
     for name, figure in measured.items():
         figures |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
     return figures

@@ -191,6 +191,18 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.T + self.bias
 
 
+class Scripted(nn.Module):
+    """Answers the given classes one after another, whatever it is shown."""
+
+    def __init__(self, answers: list[int], num_classes: int) -> None:
+        super().__init__()
+        self.answers, self.num_classes, self.seen = torch.tensor(answers), num_classes, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return torch.eye(self.num_classes)[self.answers[self.seen - len(images) : self.seen]]
+
+
 def random_linear(*, classes: int = 10, pixels: int = 64, seed: int = 0) -> Linear:
     """A linear model with normal weights."""
     generator = torch.Generator().manual_seed(seed)
@@ -200,6 +212,60 @@ def random_linear(*, classes: int = 10, pixels: int = 64, seed: int = 0) -> Line
 def random_images(count: int, *, shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> Tensor:
     """Uniform images (c, h, w) in [0,1]."""
     return torch.rand((count, *shape), generator=torch.Generator().manual_seed(seed))
+
+
+def middle_images(count: int, *, shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> Tensor:
+    """Uniform images (c, h, w) in [0.3, 0.7], far from the edges of [0,1]."""
+    return 0.3 + 0.4 * random_images(count, shape=shape, seed=seed)
+
+
+def breakable(model: Linear, images: Tensor, threat: Threat) -> Tensor:
+    """Which images of a linear model can be broken, where the edges of [0,1] are too far to matter.
+
+    Towards class t the logits' difference rises by at most ε·‖w_t − w_y‖, in the dual norm.
+    """
+    with torch.no_grad():
+        logits = model(images)
+        labels = logits.argmax(1)
+        difference = model.weight[None] - model.weight[labels][:, None]
+        dual = difference.abs().sum(2) if threat.norm == "linf" else difference.norm(dim=2)
+        reached = logits - logits.gather(1, labels[:, None]) + float(threat.epsilon) * dual
+        return reached.scatter(1, labels[:, None], -torch.inf).amax(1) > 0
+
+
+class Watched(nn.Module):
+    """A model that remembers every image it was shown."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.shown: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.shown.append(images.detach().flatten(1).clone())
+        return self.model(images)
+
+    def take(self) -> Tensor:
+        """The images since the last time, one in a row."""
+        shown, self.shown = torch.cat(self.shown), []
+        return shown
+
+
+def answers(model: nn.Module, images: Tensor) -> Tensor:
+    """The classes that a model gives."""
+    with torch.no_grad():
+        return model(images).argmax(1)
+
+
+def largest_norm(attacked: Tensor, images: Tensor, threat: Threat) -> float:
+    """The length of the largest perturbation."""
+    delta = (attacked - images).flatten(1)
+    return float((delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)).max())
+
+
+def same_rows(some: Tensor, others: Tensor) -> bool:
+    """Whether every row of ``some`` is also one of ``others``, to the last bit."""
+    return {row.numpy().tobytes() for row in some} <= {row.numpy().tobytes() for row in others}
 
 
 def same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

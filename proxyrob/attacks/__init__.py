@@ -1,6 +1,22 @@
 """Attacks as plain functions."""
 
+from proxyrob.attacks.apgd import attack_apgd, attack_apgd_targeted, targeted_dlr, targeted_margin
+from proxyrob.attacks.fab import attack_fab
 from proxyrob.attacks.pgd import attack_pgd
 from proxyrob.attacks.projection import project, random_start
+from proxyrob.attacks.square import attack_square
+from proxyrob.attacks.standing import Attacked, Confirm
 
-__all__ = ["attack_pgd", "project", "random_start"]
+__all__ = [
+    "Attacked",
+    "Confirm",
+    "attack_apgd",
+    "attack_apgd_targeted",
+    "attack_fab",
+    "attack_pgd",
+    "attack_square",
+    "project",
+    "random_start",
+    "targeted_dlr",
+    "targeted_margin",
+]

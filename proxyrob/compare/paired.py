@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 from scipy import stats
 
+from proxyrob.compare.bootstrap import BootstrapInterval, bootstrap_difference
 from proxyrob.storage import Report
 
 Verdict = Literal["PASS", "FAIL", "UNDECIDED"]
@@ -17,7 +18,8 @@ class Comparison(Report):
     """What a paired test says of a candidate against a reference on the same images.
 
     ``difference`` is candidate minus reference, as a share of the images. ``candidate_only`` and ``reference_only``
-    count the images on which exactly one of the two is right: they carry all the evidence.
+    count the images on which exactly one of the two is right: they carry all the evidence. All intervals cover the choice of
+    the images, for these two models as they are; none covers another seed of their training.
     """
 
     difference: float
@@ -30,17 +32,24 @@ class Comparison(Report):
     n: int
     candidate_only: int
     reference_only: int
+    bootstrap: BootstrapInterval
 
 
 def compare_paired(
-    candidate: Bool[np.ndarray, " n"], reference: Bool[np.ndarray, " n"], *, margin: float = 0.0, confidence: float = 0.95
+    candidate: Bool[np.ndarray, " n"],
+    reference: Bool[np.ndarray, " n"],
+    *,
+    margin: float = 0.0,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> Comparison:
     """Compare which images two models get right, image by image.
 
     The p-value is McNemar's exact two-sided test (McNemar 1947). The interval is the adjusted Wald interval for paired
     proportions (Bonett & Price 2012). Verdict with margin 0: PASS when the candidate is better (the interval lies above
     0 **and** p < 1 - confidence), FAIL when it is worse, likewise. With a margin m > 0: PASS when the candidate is not
-    worse by m or more (the interval lies above -m), FAIL when it is (the interval lies below -m). UNDECIDED otherwise.
+    worse by m or more (the interval lies above -m), FAIL when it is (the interval lies below -m). UNDECIDED otherwise. The
+    bootstrap interval stands beside them and decides nothing: ``seed`` is that of its resamples.
 
     Raises ``ValueError`` when the two do not have the same, positive number of images.
     """
@@ -71,4 +80,5 @@ def compare_paired(
         n=n,
         candidate_only=candidate_only,
         reference_only=reference_only,
+        bootstrap=bootstrap_difference(candidate_only, reference_only, n, confidence=confidence, seed=seed),
     )

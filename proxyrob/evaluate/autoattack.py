@@ -1,36 +1,47 @@
-"""AutoAttack *standard* through pyautoattack: its own four attacks, settings and batches, in pieces that survive a kill."""
+"""AutoAttack on any number of images, by any number of workers, in pieces that survive a kill."""
 
-import io
-from contextlib import redirect_stdout
-from importlib.metadata import version
-from typing import Literal
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float, Int64
-from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from proxyrob.device import eval_mode
 from proxyrob.errors import DataIntegrityError
-from proxyrob.rng import isolated_rng
-from proxyrob.storage import Stage
-from proxyrob.storage.files import run_units
-from proxyrob.threat import Norm, Threat
+from proxyrob.evaluate.adversarial import AdversarialImages, read_unit, tabulate_unit
+from proxyrob.evaluate.binding import describe_inputs
+from proxyrob.evaluate.ensemble import STANDARD_ATTACKS, Ensemble, Mode
+from proxyrob.evaluate.progress import AttackProgress, Metered
+from proxyrob.evaluate.shared import SharedWork
+from proxyrob.models import FoldedCopy
+from proxyrob.storage import DataPlace
+from proxyrob.threat import Threat
 from proxyrob.types import OnProgress, no_progress
 
-STANDARD_ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
-FEWEST_CLASSES = 10
-"""Standard AutoAttack aims at nine targets; with fewer classes it would be another, weaker ensemble."""
 
-NORMS: dict[Norm, Literal["Linf", "L2"]] = {"linf": "Linf", "l2": "L2"}
-TOLERANCE = 1e-5
+@dataclass(frozen=True)
+class AttackRun:
+    """What an ensemble found: for each attack on which images it was run and which of them it broke.
 
+    ``target_reached`` is ``None`` without a target. The adversarial images lie in ``units`` of ``work``.
+    """
 
-def autoattack_version() -> str:
-    """Name and version of what ran, for the header of a verdict table."""
-    return f"pyautoattack {version('pyautoattack')} standard"
+    ensemble: Ensemble
+    attacked: dict[str, Bool[np.ndarray, " n"]]
+    broken: dict[str, Bool[np.ndarray, " n"]]
+    target_reached: bool | None
+    image_shape: tuple[int, ...]
+    work: SharedWork
+    units: tuple[tuple[str, str], ...]
+
+    def adversarial_images(self, labels: Int64[np.ndarray, " n"]) -> Iterator[AdversarialImages]:
+        """Every adversarial image, unit by unit."""
+        for attack, unit in self.units:
+            yield read_unit(self.work.read(unit), attack, labels, self.image_shape)
 
 
 def run_autoattack(
@@ -41,76 +52,153 @@ def run_autoattack(
     *,
     batch_size: int,
     seed: int,
-    stage: Stage,
+    units: DataPlace,
+    mode: Mode = "standard",
+    target: float | None = None,
     device: str = "cpu",
+    has_ended: Callable[[], bool] = lambda: False,
     on_progress: OnProgress = no_progress,
-) -> dict[str, Bool[np.ndarray, " n"]]:
-    """For each attack in order, which images it broke; images broken by an earlier attack are not attacked again.
+) -> AttackRun:
+    """Run each attack in order on the images that the ones before it did not break.
 
-    The verdicts equal one call of ``AutoAttack(version="standard").run_standard_evaluation`` with the same seed and
-    batch size. Work is cut into (attack, batch) units, each written once and whole into the stage's scratch folder.
-    Every adversarial image is checked: inside the threat model, inside [0,1], no NaN.
+    The verdicts are those of one call of pyautoattack's ``AutoAttack(version="standard").run_standard_evaluation`` with the
+    same seed and batch size: the same random numbers and the same steps, less the work that changes no verdict. Attacks read
+    a folded copy of the model; an image is broken when the model itself, in eval mode, misclassifies the stored adversarial
+    image. One that the copy alone misclassifies goes on being attacked.
 
-    Raises ``ValueError`` for fewer than ten classes and ``DataIntegrityError`` when an attack leaves its threat model.
+    Work is cut into (attack, batch) units in the place ``units``, which any number of workers may share. With fewer than ten
+    classes, or in mode ``gate``, the ensemble is another one and named so: see ``Ensemble``. With a ``target`` it ends after
+    the first unit by which the robust accuracy is sure to be at least the target, or sure to be below it.
+
+    Raises ``CheckpointMismatch`` when ``units`` holds other work, ``DataIntegrityError`` when an attack leaves its threat
+    model or the units do not cover the images, and ``EndedElsewhere`` when ``has_ended`` says so.
     """
     with torch.inference_mode(), eval_mode(model):
         logits = torch.cat([model(batch.to(device)).cpu() for batch in images.split(batch_size)])
-    if logits.shape[1] < FEWEST_CLASSES:
-        raise ValueError(f"AutoAttack standard needs at least {FEWEST_CLASSES} classes (nine targets), got {logits.shape[1]}")
+    ensemble = Ensemble(logits.shape[1], mode)
     standing = (logits.argmax(1) == labels).numpy()
-    folder = stage.scratch / "autoattack"
-    broken = {}
-    for position, attack in enumerate(STANDARD_ATTACKS):
-        rows = np.flatnonzero(standing)
-        units = {
+    required = None if target is None else math.ceil(target * len(labels) - 1e-9)
+    about = {
+        "ensemble": ensemble.name,
+        "batch size": batch_size,
+        "target": target,
+        **describe_inputs(model, images, labels, threat, seed),
+    }
+    work = SharedWork(units, about, has_ended)
+    progress = AttackProgress(ensemble, len(labels), on_progress)
+    search = Metered(FoldedCopy(model, ensemble.precision, example=images[:2].to(device)), progress)
+
+    def confirm(found: Float[Tensor, "m c h w"], own: Int64[Tensor, " m"]) -> Bool[Tensor, " m"]:
+        with torch.inference_mode(), eval_mode(model):
+            return model(found).argmax(1) != own
+
+    def attack_unit(part: _Round, name: str) -> pa.Table:
+        rows = part.units[name]
+        progress.unit(part.num_standing, part.num_left, len(rows))
+        x, y = images[torch.from_numpy(rows)], labels[torch.from_numpy(rows)]
+        attacked = ensemble.attack(part.attack, search, x.to(device), y.to(device), threat, seed=seed, confirm=confirm)
+        return tabulate_unit(model, rows, x, y, attacked, threat, part.attack)
+
+    rounds: list[_Round] = []
+    for attack in STANDARD_ATTACKS:
+        part = _Round(work, attack, np.flatnonzero(standing), batch_size, required)
+        progress.begin(attack, part.num_standing)
+        work.complete(list(part.units), lambda name, part=part: attack_unit(part, name), part.look)
+        part.close()
+        standing[part.broken] = False
+        rounds.append(part)
+        if part.target_reached is not None:
+            break
+    progress.end(int(standing.sum()))
+    attacked, broken = ({attack: np.zeros(len(labels), dtype=bool) for attack in STANDARD_ATTACKS} for _ in range(2))
+    for part in rounds:
+        attacked[part.attack][part.attacked] = True
+        broken[part.attack][part.broken] = True
+    return AttackRun(
+        ensemble=ensemble,
+        attacked=attacked,
+        broken=broken,
+        target_reached=rounds[-1].target_reached,
+        image_shape=tuple(images.shape[1:]),
+        work=work,
+        units=tuple((part.attack, name) for part in rounds for name in part.units),
+    )
+
+
+class _Round:
+    """One attack on the images that stood before it: its units, and what is known of them by now.
+
+    ``required`` is the number of images that have to withstand all attacks, if there is a target.
+    """
+
+    def __init__(
+        self, work: SharedWork, attack: str, rows: Int64[np.ndarray, " m"], batch_size: int, required: int | None
+    ) -> None:
+        self.attack = attack
+        self.units = {
             f"{attack}-{k:04d}": rows[start : start + batch_size] for k, start in enumerate(range(0, len(rows), batch_size))
         }
+        self.target_reached: bool | None = None
+        self._work, self._required = work, required
+        self._num_given = len(rows)
+        self._found: dict[str, Int64[np.ndarray, " k"]] = {}
 
-        def attack_one(name: str, attack: str = attack, units: dict[str, Int64[np.ndarray, " m"]] = units) -> pd.DataFrame:
-            chosen = torch.from_numpy(units[name])
-            hits = _attack_batch(model, attack, images[chosen], labels[chosen], threat, batch_size, seed, device)
-            return pd.DataFrame({"index": units[name], "broken": hits})
+    def look(self, done: set[str]) -> bool:
+        """Read the verdicts of units that are there; whether they decide on the target.
 
-        def tell(done: int, position: int = position, count: int = len(units), share: float = float(standing.mean())) -> None:
-            on_progress(100 * position + 100 * done // max(count, 1), 100 * len(STANDARD_ATTACKS), standing=share)
+        Raises ``DataIntegrityError`` unless a unit has a verdict on each of its images, exactly once.
+        """
+        for name in sorted(done - self._found.keys()):
+            table = self._work.read(name, ["index", "broken"])
+            rows = table["index"].to_numpy()
+            if not np.array_equal(rows, self.units[name]):
+                raise DataIntegrityError(
+                    f"unit {name} has verdicts on {len(rows)} images, not on the {len(self.units[name])} that stood before "
+                    f"{self.attack}; delete the units and run again"
+                )
+            self._found[name] = rows[table["broken"].to_numpy()]
+        return self._decide() is not None
 
-        broken[attack] = np.zeros(len(labels), dtype=bool)
-        if units:
-            table = run_units(folder, list(units), attack_one, tell)
-            broken[attack][table["index"].to_numpy()] = table.broken.to_numpy()
-        standing &= ~broken[attack]
-    total = 100 * len(STANDARD_ATTACKS)
-    on_progress(total, total, standing=float(standing.mean()))
-    return broken
+    def close(self) -> None:
+        """Take the units in their order, up to the first that decides on the target: others may have gone further."""
+        decided = self._decide()
+        if decided is not None:
+            self.target_reached, count = decided
+            self.units = dict(list(self.units.items())[:count])
+            self._found = {name: self._found[name] for name in self.units}
+
+    def _decide(self) -> tuple[bool, int] | None:
+        """Whether the target is reached, and after how many units that is sure."""
+        if self._required is None:
+            return None
+        standing, withstood = self._num_given, 0
+        is_last = self.attack == STANDARD_ATTACKS[-1]
+        for count, name in enumerate([None, *self.units]):
+            if name is not None:
+                if name not in self._found:
+                    return None
+                standing -= len(self._found[name])
+                withstood += len(self.units[name]) - len(self._found[name])
+            if standing < self._required or (is_last and withstood >= self._required):
+                return standing >= self._required, count
+        return None
+
+    @property
+    def attacked(self) -> Int64[np.ndarray, " m"]:
+        return _joined(list(self.units.values()))
+
+    @property
+    def broken(self) -> Int64[np.ndarray, " k"]:
+        return _joined(list(self._found.values()))
+
+    @property
+    def num_standing(self) -> int:
+        return self._num_given - len(self.broken)
+
+    @property
+    def num_left(self) -> int:
+        return self._num_given - sum(len(self.units[name]) for name in self._found)
 
 
-def _attack_batch(
-    model: nn.Module,
-    attack: str,
-    images: Float[Tensor, "m c h w"],
-    labels: Int64[Tensor, " m"],
-    threat: Threat,
-    batch_size: int,
-    seed: int,
-    device: str,
-) -> Bool[np.ndarray, " m"]:
-    with isolated_rng(seed), eval_mode(model):
-        ensemble = AutoAttack(
-            model, device=device, eps=float(threat.epsilon), norm=NORMS[threat.norm], seed=seed % 2**32, version="standard"
-        )
-        assert tuple(ensemble.attacks_to_run or ()) == STANDARD_ATTACKS
-        ensemble.attacks_to_run = [attack]
-        with redirect_stdout(io.StringIO()):  # it prints warnings once a batch; our own sanity checks find what they mean
-            attacked, _ = ensemble.run_standard_evaluation(images, labels, batch_size=batch_size)
-        _check_inside(attacked, images, threat, attack)
-        with torch.inference_mode():
-            return (model(attacked.to(device)).argmax(1).cpu() != labels).numpy()
-
-
-def _check_inside(attacked: Float[Tensor, "m c h w"], images: Float[Tensor, "m c h w"], threat: Threat, attack: str) -> None:
-    delta = (attacked - images).flatten(1)
-    length = delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)
-    if not bool(torch.isfinite(attacked).all()) or attacked.min() < 0 or attacked.max() > 1:
-        raise DataIntegrityError(f"{attack} left [0,1] or produced NaN: the model's outputs or gradients are not finite")
-    if float(length.max()) > float(threat.epsilon) + TOLERANCE:
-        raise DataIntegrityError(f"{attack} left the threat model {threat}: a perturbation has norm {float(length.max()):.6f}")
+def _joined(parts: list[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, " m"]:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])

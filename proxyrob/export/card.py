@@ -24,6 +24,7 @@ class ModelCard(Report):
     pgd: Measured
     pgd_steps: int
     autoattack: Measured
+    autoattack_name: str
     autoattack_version: str
     selection: str
     seed: int
@@ -59,7 +60,7 @@ def render_card(card: ModelCard, parity: ParityReport, sha256: str) -> str:
         for name, found in (
             ("unperturbed", card.clean),
             (f"PGD-{card.pgd_steps}", card.pgd),
-            ("AutoAttack standard", card.autoattack),
+            (card.autoattack_name, card.autoattack),
         )
     )
     return f"""# {card.name}
@@ -70,8 +71,9 @@ def render_card(card: ModelCard, parity: ParityReport, sha256: str) -> str:
 |---|---|---|
 {accuracies}
 
-The AutoAttack figure is an upper bound on the true robust accuracy: {card.autoattack_version}, all four attacks, on every
-one of {card.autoattack.n} images. The intervals cover the choice of test images, not the seed of the training.
+The figure of {card.autoattack_name} is an upper bound on the true robust accuracy: {card.autoattack_version},
+all four attacks, on every one of {card.autoattack.n} images. The intervals cover the choice of test images, not the seed
+of the training.
 
 ## How to use it
 Input `images`: float32 `[batch, {channels}, {height}, {width}]`, in [0,1], **not** normalised (normalisation is inside).

@@ -148,6 +148,7 @@ def _make_card(
         pgd=measured.pgd,
         pgd_steps=int(pgd_name.removeprefix("pgd-")),
         autoattack=measured.autoattack,
+        autoattack_name=measured.ensemble,
         autoattack_version=header.attacks[STANDARD_ATTACKS[0]],
         selection=trained.selection,
         seed=seed,

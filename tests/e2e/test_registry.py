@@ -1,6 +1,7 @@
 """Recording twice, and the gate: who may become champion."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import pandas as pd
 import pytest
 
 from flows.plan import Plan, plan_pipeline
-from flows.registry import register_model
+from flows.registry import pull_model, register_model
 from flows.settings import Settings
 from flows.tracking import Tracker
 from proxyrob.config import load_config
-from proxyrob.evaluate import EvaluationReport, read_verdicts
+from proxyrob.evaluate import STANDARD, EvaluationReport, SanityReport, read_verdicts
 from proxyrob.evaluate.verdicts import VERDICTS, summarise
 from proxyrob.export import CARD, CARD_JSON, MODEL, ExportReport
 from proxyrob.storage import Stage
@@ -53,7 +54,7 @@ def _successor(plan: Plan, folder: Path, verdicts: pd.DataFrame, **conditions: s
     _, header = read_verdicts(stages.evaluate)
     evaluate = Stage("evaluate", "e" * 64, folder / "evaluate", {})
     write_table(evaluate.folder / VERDICTS, verdicts, header.model_copy(update=conditions).model_dump(mode="json"))
-    evaluate.finish(summarise(verdicts, "pgd-5"), [VERDICTS], 0.0)
+    evaluate.finish(summarise(verdicts, "pgd-5", STANDARD), [VERDICTS], 0.0)
     export = Stage("export", "f" * 64, folder / "export", {})
     shutil.copytree(plan.export.folder, export.folder)
     exported = plan.export.finished(ExportReport)
@@ -124,3 +125,50 @@ def test_results_under_another_threat_are_not_compared(record: Record, tmp_path:
     assert found.decision.verdict == "UNDECIDED"
     assert "epsilon is 1/20 and 1/10" in found.decision.reasons[-1]
     assert record.aliases()["champion"] == "1"
+
+
+def _with_failed_check(plan: Plan, folder: Path) -> Plan:
+    """A plan whose released model failed one sanity check, and no other."""
+    stages = plan.variants[plan.released]
+    report = stages.sanity.finished(SanityReport)
+    assert report is not None
+    checks = [{**check.model_dump(), "outcome": "failed" if check.name == "black-box" else "passed"} for check in report.checks]
+    sanity = Stage("sanity", "5" * 64, folder / "sanity", {})
+    sanity.finish(SanityReport.model_validate({"checks": checks}), [], 0.0)
+    return dataclasses.replace(plan, variants={**plan.variants, plan.released: dataclasses.replace(stages, sanity=sanity)})
+
+
+def test_a_failed_check_blocks_promotion_until_it_is_waived(record: Record, tmp_path: Path) -> None:
+    """FAIL without a waiver; with one PASS, and the reason stands on tags, description and card; FAIL when it is withdrawn."""
+    table, _ = read_verdicts(record.plan.variants[record.plan.released].evaluate)
+    plan = _with_failed_check(_successor(record.plan, tmp_path / "equal", table), tmp_path)
+
+    def decide(**waivers: str) -> tuple[str, dict[str, str], str]:
+        configured = dataclasses.replace(plan, config=plan.config.replace(gate={"margin": 0.2, "waivers": waivers}))
+        found = register_model(configured, record.tracker, record.run_id)
+        version = record.tracker.client.get_model_version(NAME, str(found.version))
+        assert register_model(configured, record.tracker, record.run_id) == found
+        return found.decision.verdict, version.tags, version.description or ""
+
+    verdict, tags, description = decide()
+    assert (verdict, tags["gate.verdict"], record.aliases()["champion"]) == ("FAIL", "FAIL", "1")
+    assert "sanity check failed: black-box" in description
+    verdict, tags, description = decide(**{"black-box": "counted by hand"})
+    assert (verdict, tags["gate.verdict"], tags["gate.waived.black-box"]) == ("PASS", "PASS", "counted by hand")
+    assert record.aliases()["champion"] == record.aliases()["challenger"] != "1"
+    assert description.startswith("# digits-linf")
+    assert ", waived: counted by hand" in description
+    pull_model(record.tracker.uri, f"{NAME}@champion", tmp_path / "pulled")
+    assert ", waived: counted by hand" in (tmp_path / "pulled" / CARD).read_text()
+    card = json.loads((tmp_path / "pulled" / CARD_JSON).read_text())
+    assert card["gate"]["waivers"] == {"black-box": "counted by hand"}
+    verdict, tags, description = decide()
+    assert (verdict, "gate.waived.black-box" in tags, "waived" in description) == ("FAIL", False, False)
+
+
+def test_an_older_decision_is_made_again(record: Record) -> None:
+    """A decision in words that this program does not know is no reason to stop: the gate decides anew."""
+    version = register_model(record.plan, record.tracker, record.run_id)
+    record.tracker.client.set_model_version_tag(NAME, str(version.version), "gate", '{"verdict": "PASS"}')
+    again = register_model(record.plan, record.tracker, record.run_id)
+    assert again.decision.reasons == version.decision.reasons

@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlflow
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from proxyrob.config import load_config
+from proxyrob.config.evaluate import CheckName
 from proxyrob.config.source import DigitsSource
 from proxyrob.source import prepare_digits, read_split
 from proxyrob.storage import Stage
@@ -65,6 +66,10 @@ def test_report_has_every_agreed_field(finished: Finished) -> None:
     assert report["comparison"]["autoattack"]["verdict"] in {"PASS", "FAIL", "UNDECIDED"}
     assert report["promotion"]["verdict"] in {"PASS", "FAIL", "UNDECIDED"}
     assert report["promotion"]["reasons"]
+    assert report["promotion"]["waived"] == {}
+    for figures in report["models"].values():
+        assert [check["name"] for check in figures["sanity"]] == list(get_args(CheckName))
+        assert {check["outcome"] for check in figures["sanity"]} <= {"passed", "failed"}, "the labelers give every model a twin"
     assert report["registered"]["name"] == "digits-linf"
     assert set(report["seconds"]) == {"total", *STAGES}
     assert report["cached"] == []
@@ -80,6 +85,8 @@ def test_output_folder_is_complete(finished: Finished) -> None:
         "certified-accuracy.png", "training-curves.png", "mixed/verdicts.parquet", "mixed/certificates.parquet",
         "real-only/verdicts.parquet", "real-only/certificates.parquet",
     } == names  # fmt: skip
+    assert "## The gate says " in (finished.output / "card.md").read_text()
+    assert json.loads((finished.output / "card.json").read_text())["gate"]["verdict"] == finished.report["promotion"]["verdict"]
     stored = load_config(str(finished.output / "configuration.yaml"))
     assert stored.digest() == finished.report["digests"]["pipeline"]
 
@@ -127,6 +134,12 @@ def test_changed_gamma_redoes_only_what_depends_on_it(finished: Finished) -> Non
     compared = finished.program("compare", str(output), str(finished.output))
     assert compared.returncode == 0, compared.stderr
     assert "autoattack" in compared.stdout
+    assert "not another seed of their training" in " ".join(compared.stdout.split())
+    versus = ["vs", str(finished.output), "--their-model", "real-only"]
+    assert finished.program("compare", str(output), *versus).returncode == 0
+    refused = finished.program("compare", str(output), str(finished.output), *versus)
+    assert refused.returncode == 2
+    assert "differ in train.gamma" in refused.stderr
 
 
 def test_mlflow_has_parent_and_child_runs(finished: Finished) -> None:
@@ -187,11 +200,21 @@ def test_evaluate_another_threat(finished: Finished) -> None:
     assert "it has real-only, mixed" in again.stderr
 
 
-def test_certify_fewer_images(finished: Finished) -> None:
-    """`certify --images` certifies that many; more than the test split has is refused before any work."""
-    done = finished.program("certify", str(finished.output), "--images", "5", "--n", "200")
+def test_certify_again(finished: Finished, tmp_path: Path) -> None:
+    """`certify` with other settings: fewer images, until the answer is known, joined with an attack, into files.
+
+    More images than the test split has are refused before any work.
+    """
+    table, picture = tmp_path / "table.tsv", tmp_path / "picture.png"
+    asked = ["--images", "5", "--n", "200", "--method", "sequential", "--radius", "0", "--radius", "0.1", "--linf", "1/255"]
+    files = ["--tsv", str(table), "--picture", str(picture)]
+    done = finished.program("certify", str(finished.output), *asked, "--attack", "l2:0.1", *files)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 images" in done.stdout
+    for text in ("5 images", "n ≤ 200", "L2 radius 0.1", "L∞ 1/255", "attacked, so at most", "0 contradictions"):
+        assert text in done.stdout
+    assert table.read_text().splitlines()[0] == "idx\tlabel\tpredict\tradius\tcorrect\ttime"
+    assert len(table.read_text().splitlines()) == 6
+    assert picture.read_bytes().startswith(b"\x89PNG")
     refused = finished.program("certify", str(finished.output), "--images", "41")
     assert refused.returncode == 2
     assert "more than the 40 images" in refused.stderr

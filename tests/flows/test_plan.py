@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -16,6 +17,7 @@ from proxyrob.config import (
     WeightedProxy,
     load_config,
 )
+from proxyrob.config.evaluate import CheckName
 from proxyrob.config.proxy import SingleProxy
 from proxyrob.errors import DataIntegrityError
 from proxyrob.storage import DataPlace
@@ -56,6 +58,7 @@ def _changed(*changes: str, preset: str = "digits") -> set[str]:
         ("evaluate.pgd_steps=10", {"evaluate", "sanity", "export"}),
         ("label.threshold=0.8", {"labels", "train", "evaluate", "sanity", "certify", "export", "pictures"}),
         ("gate.margin=0.01", set()),
+        ("gate.waivers.transfer=known", set()),
     ],
 )
 def test_a_change_redoes_what_depends_on_it(change: str, anew: set[str]) -> None:
@@ -84,6 +87,40 @@ def test_without_a_proxy_there_is_one_model() -> None:
     assert list(plan.variants) == ["real-only"]
     assert plan.released == "real-only"
     assert {stage.name for stage in plan.stages()} == {"source", "train", "evaluate", "sanity", "certify", "export", "pictures"}
+
+
+# Evidence for the sanity checks
+
+
+def test_a_labeler_is_the_twin_of_every_model() -> None:
+    """A transfer attack goes through the first labeler where there is one: both sanity stages follow from it."""
+    plan = _plan(_with(JITTER))
+    assert plan.labelers is not None
+    for variant in plan.variants:
+        assert plan.twin(variant) == plan.labelers[0]
+        assert ["train", plan.labelers[0].digest] in plan.variants[variant].sanity.configuration["inputs"]
+
+
+def test_without_labelers_real_images_alone_give_the_twin() -> None:
+    """The mixed model is attacked through that of real images alone, which itself has no twin."""
+    plan = _plan(_with(PUBLISHED))
+    assert plan.twin("mixed") == plan.variants["real-only"].train
+    assert plan.twin("real-only") is None
+
+
+def test_the_labels_of_a_training_are_evidence() -> None:
+    """Near-duplicates are counted in every set that a model was trained on, and in none for real images alone."""
+    plan = _plan(_mixture((1.0, JITTER), (1.0, PUBLISHED)))
+    assert plan.labels("mixed") == tuple(proxy.labels for proxy in plan.proxies)
+    assert plan.labels("real-only") == ()
+    given = plan.variants["mixed"].sanity.configuration["inputs"]
+    assert all(["labels", proxy.labels.digest] in given for proxy in plan.proxies)
+
+
+def test_other_checks_are_another_stage() -> None:
+    """The names of the checks are part of the digest: a report without a check is never taken for one that has it."""
+    for stages in _plan(_with(JITTER)).variants.values():
+        assert stages.sanity.configuration["checks"] == list(get_args(CheckName))
 
 
 # Where images lie

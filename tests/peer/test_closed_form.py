@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from proxyrob.attacks import attack_pgd
-from proxyrob.certify import certify_image
+from proxyrob.certify import certify_image, certify_sequentially, design_looks
 from proxyrob.threat import Threat, parse_threat
 from tests.toys import Linear, random_images
 
@@ -106,3 +107,17 @@ def test_the_share_of_false_certificates_is_within_alpha() -> None:
         assert isinstance(radius, float)
         exceeding += radius > 0.2
     assert 0.05 * runs < exceeding < alpha * runs + 3 * math.sqrt(runs * alpha * (1 - alpha))
+
+
+def test_the_share_of_false_sequential_certificates_is_within_alpha() -> None:
+    """The same where sampling stops early: that often at most beyond the true distance, and nearly always well within it."""
+    weight, sigma, alpha, runs = torch.tensor([1.0, 0.0, 0.0, 0.0]), 0.25, 0.2, 600
+    images = (0.2 * weight).view(1, 1, 2, 2).expand(runs, 1, 2, 2)
+    model = Linear(torch.stack([torch.zeros(4), weight]))
+    radii = (0.0, 0.1, 0.201, 0.3)
+    design = design_looks(radii, sigma=sigma, n=200, alpha=alpha, looks=20, early_share=0.5, futility=0.01)
+    select, estimate = ([torch.Generator().manual_seed(10_000 * k + seed) for seed in range(runs)] for k in (1, 2))
+    rows = certify_sequentially(model, images, design, sigma=sigma, n0=10, batch_size=2000, select=select, estimate=estimate)
+    certified = np.array([row["radius_l2"] for row in rows])
+    assert 0.05 * runs < (certified > 0.2).sum() < alpha * runs + 3 * math.sqrt(runs * alpha * (1 - alpha))
+    assert (certified >= 0.1).mean() > 0.9

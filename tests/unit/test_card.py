@@ -31,7 +31,8 @@ def card() -> ModelCard:
         pgd=measure_share(30, 50),
         pgd_steps=20,
         autoattack=measure_share(25, 50),
-        autoattack_version="pyautoattack 0.2.0 standard",
+        autoattack_name="few-class AutoAttack",
+        autoattack_version="proxyrob few-class AutoAttack (2 classes, 1 target)",
         selection="last step",
         seed=7,
         digests={"model": "abc", "data": "def"},
@@ -43,7 +44,7 @@ def test_people_read_every_figure_with_its_interval(card: ModelCard) -> None:
     rows = [line for line in render_card(card, PARITY, "f00").splitlines() if line.startswith("| ")]
     assert "| unperturbed | 90.0 % | 78.6 – 95.7 % |" in rows
     assert "| PGD-20 | 60.0 % | 46.2 – 72.4 % |" in rows
-    assert "| AutoAttack standard | 50.0 % | 36.6 – 63.4 % |" in rows
+    assert "| few-class AutoAttack | 50.0 % | 36.6 – 63.4 % |" in rows
 
 
 def test_people_read_what_they_have_to_feed(card: ModelCard) -> None:

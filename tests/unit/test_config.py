@@ -7,7 +7,6 @@ from typing import ClassVar
 import pytest
 from pydantic import ValidationError
 
-from proxyrob.certify import certified_radius, lower_bound
 from proxyrob.config import (
     CertifyConfig,
     CnnModel,
@@ -31,7 +30,6 @@ from proxyrob.config import (
     weighted_parts,
 )
 from proxyrob.config.base import Config, digest_of
-from proxyrob.config.pipeline import largest_radius
 from tests.toys import REAL_ONLY
 
 # Rules between fields
@@ -80,35 +78,11 @@ def test_more_certificates_than_test_images_are_refused() -> None:
         load_config("digits", [*changes, "certify.num_images=61"])
 
 
-def test_samples_too_few_to_certify_anything_are_refused() -> None:
-    """With alpha 0.001 nine agreeing samples certify nothing: an error says so and how many it takes."""
-    with pytest.raises(ValueError, match=r"certify\.n is 9: .* certify nothing.*expected at least 10"):
-        load_config("digits", ["certify.n=9", "certify.radii=[0.0]"])
-    assert load_config("digits", ["certify.n=10", "certify.radii=[0.0]"]).certify.n == 10
-
-
 def test_a_batchnorm_mode_without_batchnorm_is_refused() -> None:
     """The statistics that an attack reads cannot be chosen for a network that has none."""
     with pytest.raises(ValueError, match="has no effect on a cnn"):
         load_config("digits", ["train.objective.attack_batchnorm=train"])
     assert load_config("digits", ["train.objective.attack_batchnorm=train", "model.kind=resnet"])
-
-
-def test_radii_beyond_the_largest_certifiable_one_are_refused() -> None:
-    """A radius that no image can reach with these n and alpha is refused with the cap; the cap itself is not."""
-    cap = largest_radius(0.25, 10_000, 0.001)
-    assert load_config("digits", [f"certify.radii=[0, {cap}]"]).certify.radii == (0.0, cap)
-    with pytest.raises(ValueError, match=rf"certify\.radii asks for .* no radius above {cap:.3f} can be certified"):
-        load_config("digits", [f"certify.radii=[0, {cap + 1e-6}]"])
-
-
-def test_the_largest_radius_is_that_of_unanimous_samples() -> None:
-    """The cap is what the certificate of n equal votes says, and grows with n and sigma."""
-    for sigma, n, alpha in ((0.25, 100, 0.001), (0.5, 10_000, 0.01)):
-        radius = certified_radius(lower_bound(n, n, alpha), sigma)
-        assert radius is not None
-        assert largest_radius(sigma, n, alpha) == pytest.approx(radius, rel=1e-9)
-    assert largest_radius(0.25, 5, 0.001) == 0.0
 
 
 def test_two_labelers_of_one_architecture_are_refused() -> None:
@@ -237,6 +211,8 @@ OTHER_TEXT = {
     "max_gradient_norm": "1.0",
     "validate_every": "10",
     "awp": "{gamma: 0.01}",
+    "precision": "bfloat16",
+    "target": "0.5",
 }
 OTHER_KIND = {
     "uniform": "gaussian",
@@ -256,14 +232,17 @@ OTHER_KIND = {
     "piecewise": "cosine",
     "digits": "cifar10",
     "last": "validation",
+    "fixed": "sequential",
+    "fast": "plain",
+    "standard": "gate",
 }
 FIELDS = [
     pytest.param(name, key, value, id=f"{name}:{key}")
     for name, changes in BASES.items()
     for key, value in flatten(load_config(name, changes)).items()
-    # of a subset of all images nothing can be changed alone, weights are selected only where something is measured, and a
-    # network without batch normalisation has no mode of it
-    if not (name == "digits" and (".subset." in key or key.endswith((".selection", ".attack_batchnorm"))))
+    # of a subset of all images nothing can be changed alone, weights are selected only where something is measured, a
+    # network without batch normalisation has no mode of it, and how much is held in memory at once is no part of a result
+    if not (name == "digits" and (".subset." in key or key.endswith((".selection", "_batchnorm")))) and "micro_batch" not in key
 ]
 
 
@@ -272,7 +251,8 @@ def _other_value(key: str, value: object) -> list[str]:
         case str() if key.startswith("label."):
             return [f"{key}={OTHER_KIND[value]}", f"{key.removesuffix('kind')}widths=[4]"]  # so that the labelers still differ
         case str() | None:
-            return [f"{key}={OTHER_TEXT.get(key.rpartition('.')[2]) or OTHER_KIND[str(value)]}"]
+            other = OTHER_TEXT.get(key.rpartition(".")[2]) or OTHER_KIND[str(value)]
+            return [f"{key}={other}", *(["evaluate.mode=gate"] if key == "evaluate.target" else [])]
         case bool():
             return [f"{key}={json.dumps(not value)}"]
         case int():
@@ -280,7 +260,7 @@ def _other_value(key: str, value: object) -> list[str]:
         case float():
             return [f"{key}={value + 0.01 if value < 0.9 else value - 0.01}"]
         case list():
-            return [f"{key}={json.dumps(value[:-1])}"]
+            return [f"{key}={json.dumps(value[:-1] or ['2/255'])}"]
         case _:
             raise TypeError(f"expected a plain value of {key}, got {value!r}")
 
@@ -319,6 +299,11 @@ def test_the_digest_changes_with_the_revision_of_a_part_of_a_mixture(monkeypatch
     before = mixture.digest()
     monkeypatch.setattr(PublishedProxy, "REVISION", 2)
     assert mixture.digest() != before
+
+
+def test_how_much_is_held_in_memory_is_no_part_of_the_identity() -> None:
+    """A training that ran out of memory goes on in smaller parts."""
+    assert RobustTrainConfig(micro_batch=16).digest() == RobustTrainConfig().digest()
 
 
 def test_where_something_lies_is_no_part_of_its_identity() -> None:

@@ -12,8 +12,10 @@ from pydantic import BaseModel
 import flows
 import proxyrob
 from flows.plan import labeler_training
+from proxyrob.certify import certify_classifier
 from proxyrob.config import (
     AwpConfig,
+    CertifyConfig,
     DiffusionProxy,
     JitterProxy,
     LabelerConfig,
@@ -216,6 +218,19 @@ def test_every_proxy_runs(config: DiffusionProxy | JitterProxy, digits: Stage, m
     images = [read_shard(place, shard, manifest.image_shape) for shard in manifest.shards]
     assert [len(part) for part in images] == [5, 5, 2]
     assert len({image.tobytes() for part in images for image in part}) == 12
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", _choices(CertifyConfig, "method"))
+def test_every_way_to_certify_runs(
+    method: type[Any], precision: str, digits: Stage, toy_classifier: Stage, make_stage: MakeStage
+) -> None:
+    """Each method issues certificates in each precision, at L2 radii and L∞ thresholds."""
+    values = {"linf": ("1/255",), "method": method(), "precision": precision}
+    config = CertifyConfig(num_images=4, n0=5, n=50, radii=(0.0,)).replace(**values)
+    stage = make_stage("certify")
+    report = certify_classifier(config, sigma=0.25, source=digits, model=toy_classifier, seed=0, stage=stage)
+    assert (report.certified["0"].n, report.certified_linf["1/255"].n) == (4, 4)
 
 
 def test_a_labeler_of_each_architecture_trains_naturally(digits: Stage, make_stage: MakeStage) -> None:

@@ -1,5 +1,7 @@
 """Two models on the same images: difference, interval, exact test, verdict."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
@@ -7,7 +9,7 @@ from jaxtyping import TypeCheckError
 from proxyrob.compare import Comparison, Verdict, compare_paired
 
 
-def _compare(candidate_only: int, reference_only: int, both: int = 100, neither: int = 100, **values: float) -> Comparison:
+def _compare(candidate_only: int, reference_only: int, both: int = 100, neither: int = 100, **values: Any) -> Comparison:
     """Two models that differ on as many images as given."""
     counts = [candidate_only, reference_only, both, neither]
     candidate = np.repeat([True, False, True, False], counts)

@@ -1,18 +1,23 @@
 """The verdict table, and the accuracies that are derived from it."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from proxyrob.attacks import Attacked
 from proxyrob.errors import DataIntegrityError
 from proxyrob.evaluate import (
+    ADVERSARIAL,
     STANDARD_ATTACKS,
     EvaluationReport,
     evaluate_classifier,
+    read_adversarial,
     read_verdicts,
     robust_rows,
     tabulate_verdicts,
@@ -108,8 +113,8 @@ def test_a_header_says_under_which_conditions_verdicts_were_found(
     _, header = read_verdicts(evaluation)
     assert (header.norm, header.epsilon, header.seed, header.split) == ("linf", "1/5", 0, "test")
     assert (header.model, header.data_sha256) == (toy_classifier.digest, source_report(digits).content_sha256)
-    assert header.attacks["apgd-ce"].startswith("pyautoattack ")
-    assert header.attacks["apgd-ce"].endswith(" standard")
+    for attack in STANDARD_ATTACKS:
+        assert header.attacks[attack] == "proxyrob AutoAttack standard, settings of pyautoattack 0.2.0, verdicts equal in tests"
     assert "5 steps of 0.125 epsilon" in header.attacks["pgd-5"]
 
 
@@ -142,7 +147,64 @@ def test_a_killed_evaluation_goes_on_and_finds_the_same(digits: Stage, toy_class
     assert _evaluate(digits, toy_classifier, pieces, threat=threat, on_progress=look) == expected
     assert seen == times, "a finished unit was written again"
     pd.testing.assert_frame_equal(read_verdicts(pieces)[0], read_verdicts(whole)[0])
-    assert files_below(pieces.folder) == {"verdicts.parquet", "stage.json"}
+    for name in ("verdicts.parquet", "adversarial.parquet"):
+        assert (pieces.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert files_below(pieces.folder) == {"verdicts.parquet", "adversarial.parquet", "stage.json"}
+
+
+def test_every_image_that_an_attack_broke_has_its_adversarial_image(evaluation: Stage, toy_classifier: Stage) -> None:
+    """One each, by the attack that the table names, misclassified by the classifier when it is loaded anew."""
+    table, _ = read_verdicts(evaluation)
+    classifier = load_classifier(toy_classifier)
+    stored = {}
+    for part in read_adversarial(evaluation.verified(ADVERSARIAL)):
+        assert np.array_equal(part.labels, table.label.to_numpy()[part.indices])
+        assert (classifier(part.images).argmax(1).numpy() != part.labels).all()
+        stored |= dict.fromkeys(part.indices.tolist(), part.attack)
+    expected = table.broken_by[table.broken_by.notna() & (table.broken_by != "clean")]
+    assert stored == expected.to_dict()
+    assert len(stored) > 20
+
+
+def test_an_image_that_pgd_alone_broke_is_kept_too(
+    digits: Stage, toy_classifier: Stage, make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the ensemble finds nothing, as here where it is made to, PGD's images are those that are kept."""
+    monkeypatch.setattr(
+        "proxyrob.evaluate.autoattack.Ensemble.attack",
+        lambda _self, _attack, _model, images, *_given, **_values: Attacked(images, torch.zeros(len(images), dtype=torch.bool)),
+    )
+    stage = make_stage("evaluate")
+    report = _evaluate(digits, toy_classifier, stage)
+    found = [part for part in read_adversarial(stage.verified(ADVERSARIAL)) if len(part)]
+    assert {part.attack for part in found} == {"pgd-5"}
+    assert sum(len(part) for part in found) == report.broken_by["pgd-5"] > 20
+
+
+def test_a_gate_search_is_not_called_autoattack_standard(digits: Stage, toy_classifier: Stage, make_stage: MakeStage) -> None:
+    """Its header and its report say what it was; images that it did not get to are null, and count as not broken."""
+    stage = make_stage("evaluate")
+    config = SMALL_EVALUATE.replace(mode="gate", target=0.99)
+    report = evaluate_classifier(config, source=digits, model=toy_classifier, threat=SMALL_THREAT, seed=0, stage=stage)
+    table, header = read_verdicts(stage)
+    assert (report.ensemble, report.target_reached) == ("gate search", False)
+    assert not any("standard" in text for text in header.attacks.values())
+    assert table["square"].isna().to_numpy().all()
+    assert 0 < report.autoattack.value < 0.99
+
+
+def test_workers_that_share_an_evaluation_find_what_one_finds(
+    digits: Stage, toy_classifier: Stage, make_stage: MakeStage
+) -> None:
+    """Three at once: every one of them gets the report of one alone, and the files are the same bytes."""
+    threat = parse_threat("linf:0.25")
+    alone, shared = make_stage("evaluate", k="alone"), make_stage("evaluate", k="shared")
+    expected = _evaluate(digits, toy_classifier, alone, threat=threat)
+    with ThreadPoolExecutor(3) as workers:
+        reports = list(workers.map(lambda _: _evaluate(digits, toy_classifier, shared, threat=threat), range(3)))
+    assert reports == [expected] * 3
+    for name in ("verdicts.parquet", "adversarial.parquet"):
+        assert (shared.folder / name).read_bytes() == (alone.folder / name).read_bytes()
 
 
 def test_a_finished_evaluation_is_not_run_again(evaluation: Stage, digits: Stage, toy_classifier: Stage) -> None:
