@@ -88,10 +88,10 @@ def run_in_processes(
 ) -> Any:
     """Call ``function(**arguments, device=…, should_stop=…, on_progress=…)`` in processes that are a group of torch's.
 
-    Returns what it returned in the first of them. They work with as many threads as this process, speak NCCL where ``device``
-    is ``cuda``, of which each gets one, and otherwise gloo, and over the loopback interface alone. A stop that is asked for
-    here, or by SIGTERM of one of them, is theirs to carry out. They end when this call does and when this process does,
-    however it ends.
+    Returns what it returned in the first of them. They work with as many threads as this process and speak NCCL where
+    ``device`` is ``cuda``, of which each gets one, and otherwise gloo, which keeps to the loopback interface. A stop that is
+    asked for here, or by SIGTERM of one of them, is theirs to carry out. They end when this call does and when this process
+    does, however it ends.
 
     Not through torch's elastic launcher, which ``torchrun`` is made of: its store listens on all interfaces, it takes over
     the signals of the process that calls it, and it has no way for progress and errors to come back. What ``torchrun`` starts
