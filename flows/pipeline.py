@@ -14,7 +14,7 @@ from flows.plan import pin_config, plan_pipeline
 from flows.release import compare_variants, draw_pictures, export_released, release
 from flows.stages import await_stages, open_worker_session
 from flows.tracking import CURVE_PREFIX, SMOOTH_CURVE_PREFIX
-from flows.train_robust import train_robust, train_smooth
+from flows.train_robust import require_shares, train_robust, train_smooth
 from proxyrob.config import load_config
 
 # A cast, because Prefect's TaskRunner is invariant in its future: its own thread pool does not fit flow's annotation.
@@ -32,6 +32,7 @@ def run_pipeline(preset: str = "digits", changes: tuple[str, ...] = (), output: 
         settings = stack.enter_context(open_worker_session()).settings
         config = pin_config(load_config(preset, changes), settings)
         plan = plan_pipeline(config, settings.store, settings.place)
+        require_shares(plan, settings.processes)
         outcome = stack.enter_context(Outcome(plan, changes, output))
         built = build_proxy(plan)
         trained, certified = {}, {}

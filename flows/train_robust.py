@@ -7,7 +7,22 @@ from prefect.futures import PrefectFuture
 from flows.build_proxy import DataFutures
 from flows.plan import Plan, Variant, robust_training, smooth_training
 from flows.stages import OnFigures, current_session, submit_stage
+from proxyrob.config.proxy import weighted_parts
+from proxyrob.mix import require_equal_shares, split_count
 from proxyrob.train import train_classifier, train_in_processes
+
+
+def require_shares(plan: Plan, num_processes: int) -> None:
+    """Let every training of a plan give each of several processes its share of every batch.
+
+    Raises ``ValueError`` where one cannot.
+    """
+    weights = [part.weight for part in weighted_parts(plan.config.proxy)]
+    for variant in plan.variants:
+        for training in (robust_training(plan.config, variant), smooth_training(plan.config, variant)):
+            num_synthetic = training.num_synthetic
+            counts = (training.batch_size - num_synthetic, *(split_count(num_synthetic, weights) if num_synthetic else ()))
+            require_equal_shares(counts, num_processes, in_pairs=training.cutmix > 0.0)
 
 
 def train_robust(plan: Plan, variant: Variant, built: DataFutures, curve: OnFigures | None = None) -> PrefectFuture[Any]:

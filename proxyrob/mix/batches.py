@@ -1,6 +1,6 @@
 """Batches of real and synthetic images together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -80,6 +80,20 @@ class _Stored:
     targets: Int64[np.ndarray, " b"] | Float[np.ndarray, "b k"]
 
 
+def require_equal_shares(counts: Iterable[int], num_ranks: int, *, in_pairs: bool) -> None:
+    """Let each rank have as many images as another of every part of a batch, ``in_pairs`` where images are cut together.
+
+    Raises ``ValueError`` where it cannot.
+    """
+    for count in counts:
+        if count % num_ranks or (in_pairs and count // num_ranks % 2):
+            even = " of an even number of images" if in_pairs else ""
+            raise ValueError(
+                f"{count} images of a batch cannot be shared by {num_ranks} process(es) in equal parts{even}; "
+                "change batch_size, synthetic_fraction or the number of processes (PROXYROB_PROCESSES)"
+            )
+
+
 class Mix:
     """Real and labelled synthetic images, drawn without replacement within an epoch of each.
 
@@ -129,13 +143,7 @@ class Mix:
                 raise DataIntegrityError(
                     f"{view.of.labels.uri} has labels of {len(view.class_names)} classes, the real images have {num_classes}"
                 )
-        for count in (self.num_real, *self._counts):
-            if count % num_ranks or (augmentation.cutmix and count // num_ranks % 2):
-                even = " of an even number of images" if augmentation.cutmix else ""
-                raise ValueError(
-                    f"{count} images of a batch cannot be shared by {num_ranks} process(es) in equal parts{even}; "
-                    "change train.batch_size, train.synthetic_fraction or the number of processes"
-                )
+        require_equal_shares((self.num_real, *self._counts), num_ranks, in_pairs=augmentation.cutmix > 0.0)
         self._total = self.num_real + sum(self._counts)
         self._order = EpochOrder(streams, "mix/real", len(real))
         self._reading = Lock()

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from flows.plan import Plan, describe_data, pin_config, plan_pipeline
 from flows.settings import Settings
+from flows.train_robust import require_shares
 from proxyrob.config import (
     DiffusionProxy,
     JitterProxy,
@@ -161,6 +162,17 @@ def test_a_published_set_can_be_voted_on() -> None:
     assert plan.proxies[0].labels != other.proxies[0].labels
     given = _plan(_with(PUBLISHED))
     assert given.proxies[0].labels.digest != plan.proxies[0].labels.digest
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 2}, {"batch_size": 256, "synthetic_fraction": 0.25, "cutmix": 0.5}])
+def test_batches_that_processes_cannot_share_are_refused_with_the_plan(changes: dict[str, Any]) -> None:
+    """Before any work: each process of a training needs its part of the real and of the synthetic images of every batch."""
+    config = load_config("digits")
+    require_shares(_plan(config), 4)
+    config = config.replace(train=config.train.replace(**changes))
+    require_shares(_plan(config), 1)
+    with pytest.raises(ValueError, match=r"images of a batch cannot be shared by (4|64) process"):
+        require_shares(_plan(config), 4 if "cutmix" not in changes else 64)
 
 
 def test_the_labelers_do_not_matter_where_labels_are_given() -> None:

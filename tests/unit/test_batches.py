@@ -219,9 +219,7 @@ def test_parts_that_cannot_be_shared_equally_are_refused(
         return _mix(split, [make_set()], augmentation=Augmentation(cutmix=cutmix), num_ranks=num_ranks)
 
     if refused:
-        with pytest.raises(
-            ValueError, match=rf"images of a batch cannot be shared by {num_ranks} process.* change train\.batch"
-        ):
+        with pytest.raises(ValueError, match=rf"images of a batch cannot be shared by {num_ranks} process.* change batch_size"):
             make()
     else:
         assert make().num_ranks == num_ranks
