@@ -76,7 +76,7 @@ def test_every_broken_image_has_its_adversarial_image(make_stage: MakeStage) -> 
     model, images = random_linear(classes=4), middle_images(10)
     labels = answers(model, images)
     run = _run(model, images, labels, make_stage("evaluate"), threat=parse_threat("linf:0.02"), batch_size=3)
-    parts = [part for part in run.adversarial_images(labels.numpy()) if len(part)]
+    parts = [part for part in run.adversarial_images(labels.numpy(), np.arange(len(labels))) if len(part)]
     assert {row: part.attack for part in parts for row in part.indices} == {
         row: attack for attack, hits in run.broken.items() for row in np.flatnonzero(hits)
     }
