@@ -51,6 +51,9 @@ NEAR_TEST_SHARE = 0.001
 """A generator that saw training images alone copies a test image by chance, which in our runs it never did. A tenth of the
 share from which on a set is refused altogether (``proxyrob.label``)."""
 
+NEAR_TEST = f"at most {100 * NEAR_TEST_SHARE:g} %"
+UNKNOWN_TRAINING = "how the model was trained is not known"
+
 
 def check_sanity(
     *,
@@ -113,7 +116,7 @@ def check_sanity(
         attack_through_twin(classifier, other, images, targets, threat, generator=generator),
         _check_ensemble(table, tuple(name for name in header.attacks if name != pgd_name), pgd_name),
         _check_black_box(table, alone=pgd_name is None),
-        _check_near_duplicates(model, labels),
+        not_run("near-duplicates", UNKNOWN_TRAINING, NEAR_TEST) if is_given(model) else _check_near_duplicates(labels),
         _check_selection(model),
     ]
     return stage.finish(SanityReport(checks=tuple(checks)), [], started)
@@ -163,7 +166,7 @@ def _check_ensemble(table: pd.DataFrame, ensemble: tuple[str, ...], pgd_name: st
     )
 
 
-def _check_black_box(table: pd.DataFrame, *, alone: bool) -> SanityCheck:
+def _check_black_box(table: pd.DataFrame, *, alone: bool = False) -> SanityCheck:
     threshold = f"at most {100 * BLACK_BOX_SHARE:g} %, or {FEWEST_BLACK_BOX} images"
     if alone:
         return not_run("black-box", NO_GRADIENTS, threshold)
@@ -184,10 +187,7 @@ def _spared(table: pd.DataFrame, attacks: tuple[str, ...]) -> str:
     return f"{count} of {len(table)} images stand that were not attacked by {', '.join(attacks)}" if count else ""
 
 
-def _check_near_duplicates(model: Stage, labels: Sequence[Stage]) -> SanityCheck:
-    threshold = f"at most {100 * NEAR_TEST_SHARE:g} %"
-    if is_given(model):
-        return not_run("near-duplicates", "what the model was trained on is not known", threshold)
+def _check_near_duplicates(labels: Sequence[Stage]) -> SanityCheck:
     reports = [_finished(stage, LabelReport) for stage in labels]
     total, near = sum(report.num_images for report in reports), sum(report.num_leaked for report in reports)
     found = f"{near:,} of {total:,} synthetic images nearly equal a test image; they were left out of the training"
@@ -195,14 +195,14 @@ def _check_near_duplicates(model: Stage, labels: Sequence[Stage]) -> SanityCheck
         "near-duplicates",
         near <= NEAR_TEST_SHARE * total,
         found if labels else "there are no synthetic images in the training",
-        threshold,
+        NEAR_TEST,
     )
 
 
 def _check_selection(model: Stage) -> SanityCheck:
     threshold = "not by test images"
     if is_given(model):
-        return not_run("selection", "how the weights were chosen is not known", threshold)
+        return not_run("selection", UNKNOWN_TRAINING, threshold)
     trained = _finished(model, TrainReport)
     return judge("selection", trained.selection_split != "test", f"released weights: {trained.selection}", threshold)
 

@@ -10,6 +10,7 @@ import pytest
 
 from flows.plan import Plan, plan_pipeline
 from flows.registry import pull_model, register_model
+from flows.release import compare_variants
 from flows.settings import Settings
 from flows.tracking import Tracker
 from proxyrob.config import load_config
@@ -92,6 +93,15 @@ def test_recording_again_adds_no_point(record: Record) -> None:
     after = {name: len(client.get_metric_history(record.run_id, name)) for name in client.get_run(record.run_id).data.metrics}
     assert after == before
     assert before["train/loss"] == 12
+    assert {"validation_accuracy_low", "validation_accuracy_high", "autoattack_accuracy_low"} <= before.keys()
+
+
+def test_figures_have_their_intervals_on_the_version(record: Record) -> None:
+    """Every accuracy among the tags lies within its interval."""
+    tags = record.tracker.client.get_model_version(NAME, "1").tags
+    for name in ("clean", "pgd", "autoattack"):
+        low, value, high = (float(tags[f"{name}_accuracy{end}"]) for end in ("_low", "", "_high"))
+        assert low <= value <= high
 
 
 def test_a_worse_challenger_is_not_promoted(record: Record, tmp_path: Path) -> None:
@@ -164,6 +174,26 @@ def test_a_failed_check_blocks_promotion_until_it_is_waived(record: Record, tmp_
     assert card["gate"]["waivers"] == {"black-box": "counted by hand"}
     verdict, tags, description = decide()
     assert (verdict, "gate.waived.black-box" in tags, "waived" in description) == ("FAIL", False, False)
+    assert "champion" not in record.aliases(), "what the gate says FAIL of is champion no longer"
+    assert "sanity check failed: black-box" in tags["champion.withdrawn"]
+    verdict, tags, _ = decide(**{"black-box": "counted by hand"})
+    assert (verdict, "champion" in record.aliases(), "champion.withdrawn" in tags) == ("PASS", True, False)
+
+
+def test_a_gate_whose_attacks_ended_early_is_undecided(record: Record, tmp_path: Path) -> None:
+    """Images that nobody attacked to the end promote nobody, against the champion or the model of real images alone."""
+    table, _ = read_verdicts(record.plan.variants[record.plan.released].evaluate)
+    table.loc[table.broken_by.isna(), "square"] = None
+    early = _successor(record.plan, tmp_path / "early", table)
+    found = register_model(early, record.tracker, record.run_id)
+    assert (found.decision.verdict, found.decision.reference) == ("UNDECIDED", "champion (version 1)")
+    record.tracker.client.delete_registered_model_alias(NAME, "champion")
+    record.tracker.client.delete_model_version_tag(NAME, str(found.version), "gate")
+    alone = register_model(early, record.tracker, record.run_id)
+    assert (alone.decision.verdict, alone.decision.reference) == ("UNDECIDED", "the same training on real images alone")
+    assert "were not attacked to the end" in alone.decision.reasons[-1]
+    assert compare_variants(early)["autoattack"].verdict == "UNDECIDED"
+    assert record.aliases() == {"challenger": str(found.version)}
 
 
 def test_an_older_decision_is_made_again(record: Record) -> None:
