@@ -127,12 +127,11 @@ def certify(
             write_bytes(tsv.absolute(), to_smoothing_tsv(table).encode())
         measurement = describe_certification(subject, data, stage, report)
         files = write_outcome(folder, stage, measurement)
-        print_measurement(f"{subject.title} · {header.conditions}, α = {config.alpha:g}", measurement, folder)
-        console.print(
-            f"  [dim]at most {report.expected_false_certificates:g} of {config.num_images} certificates are expected not to "
-            f"hold; {report.samples_per_image:,.0f} samples per image[/]",
-            soft_wrap=True,
+        remark = (
+            f"at most {report.expected_false_certificates:g} of {config.num_images} certificates are expected not to hold; "
+            f"{report.samples_per_image:,.0f} samples per image"
         )
+        print_measurement(f"{subject.title} · {header.conditions}, α = {config.alpha:g}", measurement, folder, remark)
     points: list[tuple[float, float]] = []
     for threat in threats:
         found = _attack_certified(subject, data, noise, config, stage, threat, settings.store)

@@ -95,9 +95,10 @@ def evaluate(
     with failures():
         measurement = describe_evaluation(subject, data, stage, chosen, report, sanity)
         files = write_outcome(folder, stage, measurement)
-        print_measurement(f"{subject.title} · {chosen.label} · attack seed {chosen_seed}", measurement, folder)
+        remark = None
         if (reached := getattr(report, "target_reached", None)) is not None:
-            console.print(f"target {'reached' if reached else 'missed'}; images not attacked to the end count as standing")
+            remark = f"target {'reached' if reached else 'missed'}; images that were not attacked to the end count as standing"
+        print_measurement(f"{subject.title} · {chosen.label} · attack seed {chosen_seed}", measurement, folder, remark)
         if track:
             run_id = track_measurement(settings, stage, measurement, report, config, files)
             console.print(f"[green]✔[/] MLflow run {run_id} in the experiment «measurements»", soft_wrap=True)

@@ -43,6 +43,8 @@ def replay(
 
     with failures(), wrong_use():
         found = find_evaluation(run_name, model, settings)
+        if on is None and not found.is_of_run:
+            raise ValueError(f"say to which model the images that were found for {found.title} are to be shown: --on MODEL")
         shown = find_subject(on or run_name, settings, variant=on_model, published_as=published_as)
     report = work_in_child(replay_classifier, "replay", source=found.source, evaluation=found.evaluation, model=shown.model)
     print_figures(

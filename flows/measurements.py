@@ -24,7 +24,7 @@ from proxyrob.figures.pictures import draw_accuracies, draw_certified_curves
 from proxyrob.source import source_report
 from proxyrob.storage import Stage
 from proxyrob.storage.files import require_writable
-from proxyrob.threat import Threat
+from proxyrob.threat import Threat, parse_threat
 
 ACCURACIES, CURVE = "accuracies.png", "certified-accuracy.png"
 INTERVALS = "The intervals cover the choice of the images, not another seed of the model's training."
@@ -49,6 +49,7 @@ class FoundEvaluation:
     title: str
     evaluation: Stage
     source: Stage
+    is_of_run: bool
 
 
 def find_evaluation(reference: str, variant: str | None, settings: Settings) -> FoundEvaluation:
@@ -60,13 +61,13 @@ def find_evaluation(reference: str, variant: str | None, settings: Settings) -> 
     if not path.is_file():
         plan = plan_of(find_run(reference))
         chosen = choose_variant(plan, variant)
-        return FoundEvaluation(f"{plan.run_name} · {chosen}", plan.variants[chosen].evaluate, plan.source)
+        return FoundEvaluation(f"{plan.run_name} · {chosen}", plan.variants[chosen].evaluate, plan.source, is_of_run=True)
     measurement = Measurement.model_validate_json(path.read_bytes())
     evaluation = stage_in(settings.store / "evaluate" / measurement.digests["measurement"][:FOLDER_DIGITS], "evaluate")
     source = input_of(evaluation, "images") or input_of(evaluation, "source")
     if source is None:
         raise ValueError(f"the images that {evaluation.folder} was made on are gone; evaluate again")
-    return FoundEvaluation(measurement.model, evaluation, source)
+    return FoundEvaluation(measurement.model, evaluation, source, is_of_run=False)
 
 
 def describe_evaluation(
@@ -139,7 +140,8 @@ def write_outcome(folder: Path, stage: Stage, measurement: Measurement) -> list[
     table, figure = (VERDICTS, ACCURACIES) if stage.name == "evaluate" else (CERTIFICATES, CURVE)
     shutil.copyfile(stage.verified(table), folder / table)
     if stage.name == "evaluate":
-        draw_accuracies(folder / figure, measurement.shares, title=f"{measurement.model}\n{measurement.images}")
+        title = f"{measurement.model}\n{parse_threat(stage.configuration['threat']).label}, {measurement.images}"
+        draw_accuracies(folder / figure, measurement.shares, title=title)
     else:
         certificates, header = read_certificates(stage)
         draw_certified_curves(
@@ -149,8 +151,8 @@ def write_outcome(folder: Path, stage: Stage, measurement: Measurement) -> list[
     return [folder / name for name in (table, figure, MEASUREMENT_CARD, MEASUREMENT)]
 
 
-def print_measurement(title: str, measurement: Measurement, folder: Path) -> None:
-    """The figures at the terminal, and where everything lies."""
+def print_measurement(title: str, measurement: Measurement, folder: Path, remark: str | None = None) -> None:
+    """The figures at the terminal, a remark on them, and where everything lies."""
     print_figures(f"{title} · {measurement.images}", measurement.shares)
     if (radius := measurement.radius) is not None:
         console.print(f"  average certified radius {radius.value:.3f} [{radius.low:.3f}, {radius.high:.3f}]")
@@ -158,6 +160,8 @@ def print_measurement(title: str, measurement: Measurement, folder: Path) -> Non
         console.print(f"  sanity checks: {count_checks(sanity.model_dump()['checks'])}", soft_wrap=True)
         for check in sanity.having("failed"):
             console.print(f"  [red]failed[/] {check.name}: {check.finding}; allowed: {check.threshold}", soft_wrap=True)
+    if remark is not None:
+        console.print(f"  [dim]{remark}[/]", soft_wrap=True)
     console.print(f"[dim]{measurement.note}\n{folder}[/]", soft_wrap=True)
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from flows.measurements import describe_evaluation, track_measurement, write_outcome
 from flows.plan import Plan, plan_pipeline
 from flows.registry import pull_model, register_model
 from flows.release import compare_variants
 from flows.settings import Settings
+from flows.subject import Subject, find_subject
 from flows.tracking import Tracker
 from proxyrob.config import load_config
 from proxyrob.evaluate import STANDARD, EvaluationReport, SanityReport, read_verdicts
@@ -202,3 +204,63 @@ def test_an_older_decision_is_made_again(record: Record) -> None:
     record.tracker.client.set_model_version_tag(NAME, str(version.version), "gate", '{"verdict": "PASS"}')
     again = register_model(record.plan, record.tracker, record.run_id)
     assert again.decision.reasons == version.decision.reasons
+
+
+def test_a_registered_version_can_be_measured(record: Record, finished: Finished, tmp_path: Path) -> None:
+    """Where its weights are on this machine that is the torch model with its own images; elsewhere the ONNX file, and it says
+    that there are no gradients."""
+    shutil.copytree(finished.program.home / "store" / "export", tmp_path / "store" / "export")
+    settings = Settings(home=tmp_path)
+    for reference in (f"{NAME}@champion", f"models:/{NAME}@champion", f"models:/{NAME}/1", f"{NAME}/1"):
+        found = find_subject(reference, settings)
+        assert not found.has_gradients
+        assert found.title == f"{NAME} version 1"
+        assert found.threat == record.plan.config.threat
+        assert "black-box attacks and replay are all that can be done" in found.note
+    for kind in ("train", "source"):
+        shutil.copytree(finished.program.home / "store" / kind, tmp_path / "store" / kind)
+    found = find_subject(f"{NAME}@champion", settings)
+    assert found.has_gradients
+    assert found.model.digest == record.plan.variants[record.plan.released].train.digest
+    assert found.source is not None
+    assert found.source.digest == record.plan.source.digest
+    assert "measured is the torch model" in found.note
+    with pytest.raises(ValueError, match="no registered model 'other' with alias 'champion'; registered models: digits"):
+        find_subject("other@champion", settings)
+
+
+def test_a_training_can_be_measured(record: Record, finished: Finished) -> None:
+    """Its folder or its file of weights says on which images, against what, and for which noise it was trained."""
+    stages, settings = record.plan.variants[record.plan.released], Settings(home=finished.program.home)
+    for reference in (stages.train.folder, stages.train.folder / "model.safetensors"):
+        found = find_subject(str(reference), settings)
+        assert found.model == stages.train
+        assert (found.threat, found.sigma) == (record.plan.config.threat, None)
+        assert found.source is not None
+        assert found.source.digest == record.plan.source.digest
+    smoothed = find_subject(str(stages.smooth.folder), settings)
+    assert (smoothed.threat, smoothed.sigma) == (None, record.plan.config.smooth.objective.sigma)
+    with pytest.raises(ValueError, match="holds a stage 'evaluate', expected 'train'"):
+        find_subject(str(stages.evaluate.folder), settings)
+
+
+def test_a_measurement_is_recorded_once(record: Record, tmp_path: Path) -> None:
+    """One run with figures and intervals, table, card and figure; a second call adds nothing."""
+    stages = record.plan.variants[record.plan.released]
+    report, sanity = stages.evaluate.finished(EvaluationReport), stages.sanity.finished(SanityReport)
+    assert report is not None
+    assert sanity is not None
+    subject = Subject(title="theirs", note="From elsewhere.", model=stages.train)
+    measurement = describe_evaluation(subject, record.plan.source, stages.evaluate, record.plan.config.threat, report, sanity)
+    files = write_outcome(tmp_path, stages.evaluate, measurement)
+    settings, config = Settings(home=tmp_path), record.plan.config.evaluate
+    runs = {track_measurement(settings, stages.evaluate, measurement, report, config, files) for _ in range(2)}
+    assert len(runs) == 1
+    run = record.tracker.client.get_run(runs.pop())
+    assert run.data.metrics["autoattack_accuracy_low"] == report.autoattack.low
+    assert run.data.metrics["pgd_accuracy"] == report.pgd.value
+    assert run.data.params["evaluate.pgd_steps"] == "5"
+    assert run.data.tags["proxyrob.sanity"] == ("passed" if sanity.passed else "failed")
+    assert run.info.status == "FINISHED"
+    (table,) = record.tracker.client.list_artifacts(run.info.run_id, "tables")
+    assert table.path == "tables/verdicts.parquet"

@@ -77,6 +77,8 @@ def test_a_function_is_evaluated(run: Run, tmp_path: Path) -> None:
     other = run("evaluate", "tests.somebody:guessing", *ON_DIGITS, "--output", str(output))
     assert (other.exit_code, "holds the results of another measurement" in _text(other)) == (2, True)
     assert {name: (output / name).read_bytes() for name in files_below(output)} == before
+    alone = run("replay", str(output))
+    assert (alone.exit_code, f"found for {GOOD} are to be shown: --on MODEL" in _text(alone)) == (2, True)
     replayed = run("replay", str(output), "--on", GOOD)
     assert "of the adversarial images misclassified 100.0 %" in _text(replayed), replayed.output
 
