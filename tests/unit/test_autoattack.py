@@ -245,17 +245,20 @@ def test_a_killed_run_goes_on_at_its_last_unit(linear_model: Linear, make_stage:
         (100, "standard", 9, "AutoAttack standard"),
         (2, "gate", 1, "gate search"),
         (10, "gate", 9, "gate search"),
+        (2, "black-box", 1, "black-box search (Square)"),
+        (10, "black-box", 9, "black-box search (Square)"),
     ],
 )
 def test_an_ensemble_is_called_what_it_is(classes: int, mode: Mode, targets: int, name: str) -> None:
     """Nine targets and float32 are standard; whatever is not is named otherwise wherever it is described."""
     ensemble = Ensemble(classes, mode)
     assert (ensemble.num_targets, ensemble.name) == (targets, name)
-    for attack in STANDARD_ATTACKS:
+    for attack in ensemble.attacks:
         assert name in ensemble.describe(attack)
         assert ("standard" in ensemble.describe(attack)) == (name == "AutoAttack standard")
-    assert ("margin" in ensemble.describe("apgd-t")) == (classes < 4)
-    assert get_args(Mode) == ("standard", "gate")
+    assert ensemble.attacks == (("square",) if mode == "black-box" else STANDARD_ATTACKS)
+    assert mode == "black-box" or ("margin" in ensemble.describe("apgd-t")) == (classes < 4)
+    assert get_args(Mode) == ("standard", "gate", "black-box")
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
