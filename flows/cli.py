@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows import cli_compare, cli_data, cli_models
+from flows import cli_certify, cli_compare, cli_data, cli_evaluate, cli_models
 from flows.console import (
     RunArgument,
     console,
@@ -146,7 +146,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
     )
 
 
-for command in (cli_models.evaluate, cli_models.replay, cli_models.certify, cli_models.export):
+for command in (cli_evaluate.evaluate, cli_models.replay, cli_certify.certify, cli_models.export):
     app.command()(command)
 app.command("import")(cli_data.import_set)
 app.add_typer(cli_data.app)

@@ -1,7 +1,7 @@
 """What all commands share: the console, exit codes, settings, and work in a process of its own."""
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 if TYPE_CHECKING:
     from flows.plan import Plan, Variant
@@ -21,6 +22,31 @@ errors = Console(stderr=True)
 WRONG_USE, FAILED, INTERRUPTED = 2, 1, 130
 
 RunArgument = Annotated[str, typer.Argument(help="A run: its output folder, its name, or the beginning of its name.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run (folder, name or its beginning), `NAME@champion` or `NAME/3` of the registry, a training's folder, a "
+        "published checkpoint (with `--as`), `module:function`, or an `.onnx` file.",
+    ),
+]
+AsOption = Annotated[
+    str | None, typer.Option("--as", metavar="NAME", help="The file holds the weights of this network of RobustBench's.")
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Measure on `digits`, `cifar10`, `cifar100`, `cifar2`, `parquet`, `folder`, `npz`, or on the source of a preset "
+        "or YAML file. Default: the run's own."
+    ),
+]
+PathOption = Annotated[str | None, typer.Option(help="With `--source`: the file or folder of the test images.")]
+ImagesOption = Annotated[int | None, typer.Option(min=1, help="Only the first N test images.")]
+SubsetSeedOption = Annotated[
+    int | None, typer.Option(min=0, help="Draw the N images at random with this seed, rather than the first.")
+]
+OutputOption = Annotated[Path | None, typer.Option(help="Folder for tables, card and figure. Default: below PROXYROB_HOME.")]
+TrackOption = Annotated[bool, typer.Option("--track", help="Also record it as a run in MLflow.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="`real-only` or `mixed`; without it the released one.")]
 
 
@@ -120,6 +146,15 @@ def choose_variant(plan: "Plan", model: str | None) -> "Variant":
     raise ValueError(f"this run has no model {model!r}; it has {', '.join(plan.variants)}")
 
 
+def print_figures(title: str, figures: Mapping[str, Any]) -> None:
+    """A title and a row for each figure."""
+    console.print(title, style="italic", highlight=False, soft_wrap=True)
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for name, figure in figures.items():
+        table.add_row(name, str(figure))
+    console.print(table)
+
+
 def stop_children_on_signals() -> None:
     """Ctrl-C and SIGTERM end the children at once; what they finished is kept."""
     from flows.workers import stopping
@@ -135,10 +170,22 @@ def stop_children_on_signals() -> None:
 @contextmanager
 def wrong_use() -> Iterator[None]:
     """Wrong arguments and configurations: one message, exit code 2."""
+    from pydantic import ValidationError
+
     try:
         yield
+    except ValidationError as error:
+        from proxyrob.config.load import explain
+
+        fail(explain(error), WRONG_USE)
     except ValueError as error:
         fail(str(error), WRONG_USE)
+
+
+def require_choice(option: str, given: str | None, choices: Sequence[str]) -> None:
+    """Raise ``ValueError`` when an option that was given is none of the ``choices``."""
+    if given is not None and given not in choices:
+        raise ValueError(f"{option}: expected {' or '.join(choices)}, got {given!r}")
 
 
 @contextmanager
@@ -150,6 +197,8 @@ def failures() -> Iterator[None]:
 
     try:
         yield
+    except typer.Exit:  # told already; it is a RuntimeError, too
+        raise
     except (KeyboardInterrupt, Stopped):
         fail("interrupted; give the same command again and it goes on where it was", INTERRUPTED)
     except OSError as error:

@@ -17,7 +17,7 @@ from flows.settings import CONFIGURATION
 from flows.stages import current_session
 from flows.tracking import LiveCurve, Tracker
 from proxyrob.certify.smoothing import CERTIFICATES
-from proxyrob.compare import Comparison
+from proxyrob.compare import Comparison, Incomparable
 from proxyrob.evaluate.verdicts import VERDICTS
 from proxyrob.export import CARD, CARD_JSON, MODEL
 from proxyrob.figures import PicturesReport
@@ -59,7 +59,7 @@ class Outcome:
             self.tracker.close_model(run)
         return runs[self.plan.released]
 
-    def conclude(self, comparison: dict[str, Comparison], registration: Registration) -> dict[str, Any]:
+    def conclude(self, comparison: dict[str, Comparison | Incomparable], registration: Registration) -> dict[str, Any]:
         """Write the output folder, finish the parent run, show the result in Prefect's UI; the report."""
         submitted = current_session().submitted
         cached = [label for label, entry in submitted.items() if entry.future.state.name == "Cached"]

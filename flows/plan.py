@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from flows.settings import PUBLISHED_SETS, Settings
 from proxyrob.config import (
+    BlackBoxConfig,
     CertifyConfig,
     EvaluateConfig,
     PipelineConfig,
@@ -18,7 +19,7 @@ from proxyrob.config import (
 from proxyrob.config.base import Config, digest_of
 from proxyrob.config.evaluate import CheckName
 from proxyrob.config.label import LabelerConfig
-from proxyrob.config.objective import MartObjective, NaturalObjective, PgdObjective, TradesObjective
+from proxyrob.config.objective import NaturalObjective
 from proxyrob.config.proxy import DiffusionProxy, JitterProxy, PublishedProxy, WeightedProxy, weighted_parts
 from proxyrob.mix import SyntheticSet
 from proxyrob.proxy import pin_proxy
@@ -30,7 +31,6 @@ from proxyrob.threat import Threat
 Variant = Literal["real-only", "mixed"]
 
 FOLDER_DIGITS = 16
-OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD"}
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,19 @@ def source_stage(config: PipelineConfig, store: Path) -> Stage:
     return derive_stage(store, config.seed, "source", (), config.source)
 
 
-def evaluate_stage(config: EvaluateConfig, source: Stage, train: Stage, threat: Threat, seed: int, store: Path) -> Stage:
+def evaluate_stage(
+    config: EvaluateConfig | BlackBoxConfig, source: Stage, train: Stage, threat: Threat, seed: int, store: Path
+) -> Stage:
     """Attacks on the classifier that ``train`` ends with."""
     return derive_stage(store, seed, "evaluate", (source, train), config, threat=str(threat))
+
+
+def sanity_stage(
+    source: Stage, train: Stage, evaluate: Stage, labels: tuple[Stage, ...], twin: Stage | None, seed: int, store: Path
+) -> Stage:
+    """Checks of an evaluation; ``labels`` and ``twin`` are what they are made with besides."""
+    evidence = (*labels, *(() if twin is None else (twin,)))
+    return derive_stage(store, seed, "sanity", (source, train, evaluate, *evidence), checks=list(get_args(CheckName)))
 
 
 def certify_stage(config: CertifyConfig, source: Stage, smooth: Stage, sigma: float, seed: int, store: Path) -> Stage:
@@ -225,12 +235,11 @@ def plan_pipeline(config: PipelineConfig, store: Path, data: DataPlace | None = 
         train = stage("train", given, config.model, robust_training(config, variant), threat=str(config.threat), **weighted)
         smooth = stage("train", given, config.model, smooth_training(config, variant), **weighted)
         evaluate = evaluate_stage(config.evaluate, source, train, config.threat, config.seed, store)
-        twin = _twin(labelers, variants, variant)
-        evidence = (*_labels(proxies, variant), *(() if twin is None else (twin,)))
+        twin, labels = _twin(labelers, variants, variant), _labels(proxies, variant)
         variants[variant] = VariantStages(
             train=train,
             evaluate=evaluate,
-            sanity=stage("sanity", (source, train, evaluate, *evidence), checks=list(get_args(CheckName))),
+            sanity=sanity_stage(source, train, evaluate, labels, twin, config.seed, store),
             smooth=smooth,
             certify=certify_stage(config.certify, source, smooth, config.smooth.objective.sigma, config.seed, store),
         )
@@ -291,46 +300,6 @@ def _plan_proxy(
     labels = stage("labels", (source, samples, *voters), folder=samples.folder / "labels", **rule)
     labels_at = images_at.below(f"labels/{labels.folder.name}")
     return ProxyStages(name, part.weight, proxy, fit, samples, labels, images_at, labels_at)
-
-
-def describe_training(config: PipelineConfig, variant: Variant) -> str:
-    """The training of a variant, for its card."""
-    train = robust_training(config, variant)
-    match train.objective:
-        case PgdObjective(attack_steps=steps):
-            method = f"PGD-{steps} adversarial training"
-        case TradesObjective(attack_steps=steps, beta=beta):
-            method = f"TRADES (beta {beta:g}, {steps} attack steps)"
-        case MartObjective(attack_steps=steps, beta=beta):
-            method = f"MART (beta {beta:g}, {steps} attack steps)"
-        case NaturalObjective():
-            method = "natural training"
-    if (awp := train.objective.awp) is not None:
-        method += f" with weight perturbation (gamma {awp.gamma:g})"
-    parts = f", {train.num_synthetic} of them synthetic, gamma {train.gamma:g}" if train.num_synthetic else ""
-    return (
-        f"{method} against {config.threat}, {train.steps} steps of {train.batch_size} images{parts}, "
-        f"{OPTIMIZERS[train.optimizer.kind]}, weight average {train.ema_decay:g}"
-    )
-
-
-def describe_data(config: PipelineConfig, variant: Variant) -> str:
-    """The training data of a variant, for its card."""
-    known = config.source.known_train
-    real = f"{'all' if known is None else f'{known:,}'} real images of {config.source.dataset}"
-    if variant == "real-only" or config.proxy is None:
-        return real
-    made = []
-    for part in weighted_parts(config.proxy):
-        proxy = part.proxy
-        what = "a published set" if isinstance(proxy, PublishedProxy) else "proxy fitted to the same real images"
-        name = proxy.name if isinstance(proxy, PublishedProxy) else proxy.kind
-        made.append(
-            f"{proxy.num_images:,} synthetic ones ({name} {what})"
-            if name == proxy.kind
-            else f"{proxy.num_images:,} synthetic ones ({what}, {name})"
-        )
-    return f"{real} and {' and '.join(made)}"
 
 
 def model_name(config: PipelineConfig) -> str:

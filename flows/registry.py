@@ -18,6 +18,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from pydantic import ValidationError
 
+from flows.metrics import name_figures
 from flows.plan import Plan, model_name
 from flows.tracking import DIGEST_TAG, Tracker
 from proxyrob.compare import Comparison, GateDecision, compare_verdicts, decide_promotion
@@ -31,7 +32,7 @@ from proxyrob.storage.files import read_header, write_bytes, write_json
 from proxyrob.types import as_images
 
 CHALLENGER, CHAMPION = "challenger", "champion"
-GATE_TAG, VERDICT_TAG, WAIVED_TAG = "gate", "gate.verdict", "gate.waived."
+GATE_TAG, VERDICT_TAG, WAIVED_TAG, WITHDRAWN_TAG = "gate", "gate.verdict", "gate.waived.", "champion.withdrawn"
 LONGEST_DESCRIPTION = 5000
 """What MLflow's database keeps of a version's description; a longer card lies whole beside the model."""
 
@@ -48,8 +49,9 @@ class Registration(Report):
 def register_model(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
     """Register the plan's exported model, make it challenger, and champion if the gate says PASS.
 
-    Done once for each exported model: a repeated call finds the version and its decision. ``run_id`` is the MLflow run
-    of the released variant.
+    Done once for each exported model: a repeated call finds the version and its decision. Where the gate's settings or the
+    sanity checks have changed since, it decides again, and a champion that then FAILs is champion no longer. ``run_id`` is
+    the MLflow run of the released variant.
     """
     client, name = tracker.client, model_name(plan.config)
     found = _find_version(client, name, plan.export.digest)
@@ -63,7 +65,47 @@ def register_model(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
     _record_decision(client, found, decision, plan.export.verified(CARD).read_text())
     if decision.verdict == "PASS":
         client.set_registered_model_alias(name, CHAMPION, str(number))
+        if WITHDRAWN_TAG in found.tags:
+            client.delete_model_version_tag(name, str(number), WITHDRAWN_TAG)
+    elif decision.verdict == "FAIL" and CHAMPION in _aliases(client, name, number):
+        withdraw_champion(client, name, number, "; ".join(decision.reasons))
     return Registration(name=name, version=number, aliases=_aliases(client, name, number), decision=decision)
+
+
+def withdraw_champion(client: MlflowClient, name: str, number: int, reason: str) -> None:
+    """Take the alias ``champion`` from a version, with the reason on its tags.
+
+    No other version gets it: which one is best now is for the gate to say, when one is registered.
+    """
+    client.set_model_version_tag(name, str(number), WITHDRAWN_TAG, reason)
+    client.delete_registered_model_alias(name, CHAMPION)
+
+
+class RegisteredVersion(Report):
+    """A version of a registered model. ``digest`` is that of the export it was made of."""
+
+    name: str
+    number: int
+    digest: str
+    threat_model: str
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.name} version {self.number}"
+
+
+def describe_version(tracking_uri: str, reference: str) -> RegisteredVersion:
+    """The version that ``name``, ``name@alias`` or ``name/version`` means.
+
+    Raises ``ValueError`` when there is none, saying which there are, and when this program did not register it.
+    """
+    found = _choose_version(MlflowClient(tracking_uri, tracking_uri), reference)
+    if DIGEST_TAG not in found.tags:
+        raise ValueError(f"{reference} was not registered by this program; give its file: model.onnx")
+    return RegisteredVersion(
+        name=found.name, number=int(found.version), digest=found.tags[DIGEST_TAG], threat_model=found.tags["threat_model"]
+    )
 
 
 def pull_model(tracking_uri: str, reference: str, folder: Path) -> Path:
@@ -72,17 +114,8 @@ def pull_model(tracking_uri: str, reference: str, folder: Path) -> Path:
     Without alias or version it is the champion. The card says what the gate said of it. Raises ``ValueError`` when there is no
     such model, saying which there are.
     """
-    client = MlflowClient(tracking_uri, tracking_uri)
-    name, _, alias = reference.partition("@")
-    name, _, number = name.partition("/")
-    try:
-        chosen = (
-            client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias or CHAMPION)
-        )
-    except MlflowException as error:
-        known = ", ".join(model.name for model in client.search_registered_models()) or "none yet"
-        wanted = f"version {number}" if number else f"alias {alias or CHAMPION!r}"
-        raise ValueError(f"there is no registered model {name!r} with {wanted}; registered models: {known}") from error
+    chosen = _choose_version(MlflowClient(tracking_uri, tracking_uri), reference)
+    name = chosen.name
     folder.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
@@ -104,6 +137,17 @@ def add_decision(folder: Path, decision: GateDecision) -> None:
     card, for_programs = folder / CARD, json.loads((folder / CARD_JSON).read_text())
     write_bytes(card, f"{card.read_text()}\n{decision.describe()}".encode())
     write_json(folder / CARD_JSON, {**for_programs, "gate": decision.model_dump(mode="json")})
+
+
+def _choose_version(client: MlflowClient, reference: str) -> ModelVersion:
+    name, _, alias = reference.removeprefix("models:/").partition("@")
+    name, _, number = name.partition("/")
+    try:
+        return client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias or CHAMPION)
+    except MlflowException as error:
+        known = ", ".join(model.name for model in client.search_registered_models()) or "none yet"
+        wanted = f"version {number}" if number else f"alias {alias or CHAMPION!r}"
+        raise ValueError(f"there is no registered model {name!r} with {wanted}; registered models: {known}") from error
 
 
 def _find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
@@ -183,13 +227,11 @@ def _register(plan: Plan, tracker: Tracker, run_id: str, name: str) -> ModelVers
         save_as_external_data=False,
         extra_files=[str(plan.export.verified(file)) for file in (CARD, CARD_JSON)],
     )
+    measured = {"clean_accuracy": card.clean, "pgd_accuracy": card.pgd, "autoattack_accuracy": card.autoattack}
     tags = {
         DIGEST_TAG: plan.export.digest,
         "threat_model": card.threat,
-        "clean_accuracy": f"{card.clean.value:.4f}",
-        "pgd_accuracy": f"{card.pgd.value:.4f}",
-        "autoattack_accuracy": f"{card.autoattack.value:.4f}",
-        "autoattack_interval": f"{card.autoattack.low:.4f} to {card.autoattack.high:.4f}",
+        **{name: f"{value:.4f}" for name, value in name_figures(measured).items()},
         "test_images": str(card.autoattack.n),
     }
     return tracker.client.create_model_version(
@@ -228,20 +270,18 @@ def _decide(plan: Plan, tracker: Tracker, name: str, number: int) -> GateDecisio
 def _compare(plan: Plan, tracker: Tracker, name: str, number: int) -> tuple[str, Comparison | None, str | None]:
     """Against the champion where there is one, else against the model trained on real images alone."""
     ours = read_verdicts(plan.variants[plan.released].evaluate)
-    champion = _champion(tracker.client, name)
-    if champion is not None and int(champion.version) != number:
-        reference = f"champion (version {champion.version})"
-        try:
-            theirs = _download_verdicts(tracker, champion)
-            found = compare_verdicts(ours, theirs, margin=plan.config.gate.margin, confidence=plan.config.gate.confidence)
-        except (ValueError, MlflowException) as error:
-            return reference, None, str(error)
-        return reference, found["autoattack"], None
-    if plan.released == "real-only":
+    champion, gate = _champion(tracker.client, name), plan.config.gate
+    if champion is not None and int(champion.version) == number:
+        champion = None
+    if champion is None and plan.released == "real-only":
         return "nothing: it is the first version", None, None
-    theirs = read_verdicts(plan.variants["real-only"].evaluate)
-    found = compare_verdicts(ours, theirs, margin=plan.config.gate.margin, confidence=plan.config.gate.confidence)
-    return "the same training on real images alone", found["autoattack"], None
+    reference = "the same training on real images alone" if champion is None else f"champion (version {champion.version})"
+    try:
+        theirs = read_verdicts(plan.variants["real-only"].evaluate) if champion is None else _download(tracker, champion)
+        found = compare_verdicts(ours, theirs, margin=gate.margin, confidence=gate.confidence)
+    except (ValueError, MlflowException) as error:
+        return reference, None, str(error)
+    return reference, found["autoattack"], None
 
 
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
@@ -251,7 +291,7 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
         return None
 
 
-def _download_verdicts(tracker: Tracker, version: ModelVersion) -> Verdicts:
+def _download(tracker: Tracker, version: ModelVersion) -> Verdicts:
     assert version.run_id is not None
     with tempfile.TemporaryDirectory() as folder:
         path = tracker.download(version.run_id, f"tables/{VERDICTS}", Path(folder))

@@ -6,12 +6,13 @@ from typing import Any
 from prefect import task
 from prefect.futures import PrefectFuture
 
-from flows.plan import Plan, describe_data, describe_training, model_name
+from flows.describe import describe_data, describe_training
+from flows.plan import Plan, model_name
 from flows.registry import Registration, register_model
 from flows.stages import submit_stage
 from flows.tracking import Tracker
 from proxyrob.certify import read_certificates
-from proxyrob.compare import Comparison, compare_certificates, compare_verdicts
+from proxyrob.compare import Comparison, Incomparable, compare_certificates, compare_where_possible
 from proxyrob.evaluate import read_verdicts
 from proxyrob.export import export_classifier
 from proxyrob.figures import draw_run
@@ -50,14 +51,14 @@ def draw_pictures(plan: Plan, after: Iterable[PrefectFuture[Any]]) -> PrefectFut
     )
 
 
-def compare_variants(plan: Plan) -> dict[str, Comparison]:
-    """Mixed against real-only on the same images; empty where there is only one variant."""
+def compare_variants(plan: Plan) -> dict[str, Comparison | Incomparable]:
+    """Mixed against real-only on the same images, as far as the attacks went; empty where there is only one variant."""
     if "mixed" not in plan.variants:
         return {}
     mixed, real = plan.variants["mixed"], plan.variants["real-only"]
     confidence = plan.config.gate.confidence
     return {
-        **compare_verdicts(read_verdicts(mixed.evaluate), read_verdicts(real.evaluate), confidence=confidence),
+        **compare_where_possible(read_verdicts(mixed.evaluate), read_verdicts(real.evaluate), confidence=confidence),
         **compare_certificates(
             read_certificates(mixed.certify),
             read_certificates(real.certify),

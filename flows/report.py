@@ -1,7 +1,7 @@
 """``report.json``: what a run measured, in one file, and the table a person reads."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from rich.text import Text
 
 from flows.plan import Plan, Variant
 from flows.registry import Registration
-from flows.tracking import library_versions
+from flows.versions import library_versions
 from proxyrob.certify import CertificationReport
-from proxyrob.compare import Comparison
+from proxyrob.compare import Comparison, Incomparable
 from proxyrob.config.proxy import weighted_parts
 from proxyrob.evaluate import FEW_CLASSES, GATE, STANDARD, EvaluationReport, SanityReport
 from proxyrob.source import source_report
@@ -22,11 +22,16 @@ from proxyrob.storage.files import write_json
 REPORT = "report.json"
 ENSEMBLES = {STANDARD: "AutoAttack", FEW_CLASSES: "few-class AA", GATE: "gate search"}
 """What the table calls them, which has 14 columns for that."""
+MEASURED = {
+    STANDARD: "AutoAttack accuracy",
+    FEW_CLASSES: "Few-class AutoAttack accuracy",
+    GATE: "Accuracy under the gate search",
+}
 
 
 def build_report(
     plan: Plan,
-    comparison: dict[str, Comparison],
+    comparison: dict[str, Comparison | Incomparable],
     registration: Registration,
     *,
     preset: str,
@@ -133,14 +138,17 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def explain_comparison(report: dict[str, Any]) -> str:
-    """In words: what the paired test of AutoAttack accuracy supports, and what it does not."""
-    found = report["comparison"]["autoattack"]
+    """In words: what the paired test of the accuracy under all attacks supports, and what it does not."""
+    found, any_model = report["comparison"]["autoattack"], next(iter(report["models"].values()))
+    measured = MEASURED[any_model.get("ensemble", STANDARD)]
+    if "reason" in found:
+        return f"{measured} is not compared (UNDECIDED): {found['reason']}."
     low, high = 100 * found["low"], 100 * found["high"]
     resampled = ""
     if (bootstrap := found.get("bootstrap")) is not None:
         resampled = f"bootstrap {100 * bootstrap['low']:+.1f} to {100 * bootstrap['high']:+.1f}, "
     evidence = (
-        f"AutoAttack accuracy changes by {100 * found['difference']:+.1f} points ({100 * found['confidence']:g} % interval "
+        f"{measured} changes by {100 * found['difference']:+.1f} points ({100 * found['confidence']:g} % interval "
         f"{low:+.1f} to {high:+.1f}, {resampled}exact McNemar p = {found['p_value']:.2g}): mixed alone is right on "
         f"{found['candidate_only']} of {found['n']} images, real-only alone on {found['reference_only']}."
     )
@@ -161,15 +169,18 @@ def explain_comparison(report: dict[str, Any]) -> str:
 
 def explain_sanity(report: dict[str, Any]) -> str:
     """How many sanity checks of each model passed, failed or were not run, and which."""
-    parts = []
-    for variant, figures in report["models"].items():
-        named: dict[str, list[str]] = {"passed": [], "failed": [], "not run": []}
-        for check in figures["sanity"]:
-            named[check["outcome"]].append(check["name"])
-        counted = [f"{variant} {len(named.pop('passed'))} passed"]
-        counted += [f"{len(names)} {outcome} ({', '.join(names)})" for outcome, names in named.items() if names]
-        parts.append(", ".join(counted))
+    parts = [f"{variant} {count_checks(figures['sanity'])}" for variant, figures in report["models"].items()]
     return f"Sanity checks: {'; '.join(parts)}."
+
+
+def count_checks(checks: Iterable[dict[str, Any]]) -> str:
+    """``15 passed, 1 failed (black-box), 1 not run (transfer)``."""
+    named: dict[str, list[str]] = {"passed": [], "failed": [], "not run": []}
+    for check in checks:
+        named[check["outcome"]].append(check["name"])
+    counted = [f"{len(named.pop('passed'))} passed"]
+    counted += [f"{len(names)} {outcome} ({', '.join(names)})" for outcome, names in named.items() if names]
+    return ", ".join(counted)
 
 
 def render_markdown(report: dict[str, Any]) -> str:
@@ -221,6 +232,8 @@ def _radius(figure: dict[str, Any]) -> str:
 def _difference(found: dict[str, Any] | None) -> tuple[str, ...]:
     if found is None:
         return ()
+    if "reason" in found:
+        return "not compared", ""
     return (
         f"{100 * found['difference']:+.1f} ({100 * found['low']:+.1f}, {100 * found['high']:+.1f})",
         _p_value(found["p_value"]),

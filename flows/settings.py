@@ -73,6 +73,11 @@ class Settings(BaseSettings):
         return self.home.absolute() / "runs"
 
     @property
+    def measurements(self) -> Path:
+        """Output folders of what was measured outside a run."""
+        return self.home.absolute() / "measurements"
+
+    @property
     def downloads(self) -> Path:
         """Data sets that were downloaded."""
         return self.home.absolute() / "downloads"

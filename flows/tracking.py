@@ -1,13 +1,9 @@
 """The one module that writes runs to MLflow. Every call may be repeated: a resumed pipeline goes on in the same runs."""
 
 import json
-import platform
-import shutil
-import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,15 +14,17 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-import proxyrob
+from flows.metrics import name_figures, variant_metrics
 from flows.plan import Plan, ProxyStages, Variant
 from flows.settings import Settings
-from proxyrob.certify.smoothing import CERTIFICATES, CertificationReport
+from flows.versions import git_commit, library_versions
+from proxyrob.certify.smoothing import CERTIFICATES
 from proxyrob.config import flatten
-from proxyrob.evaluate import EvaluationReport, SanityReport
+from proxyrob.evaluate import SanityReport
 from proxyrob.evaluate.verdicts import VERDICTS
+from proxyrob.export import Measurement, render_measurement
 from proxyrob.figures import PicturesReport
-from proxyrob.intervals import Measured
+from proxyrob.intervals import measure_share
 from proxyrob.label import LabelReport
 from proxyrob.proxy import ProxyReport, SamplesReport
 from proxyrob.shards import read_manifest
@@ -41,26 +39,8 @@ LIVE_INTERVAL_S = 5.0
 CURVE_PREFIX, SMOOTH_CURVE_PREFIX = "train", "train/smooth"
 FINISHED, FAILED, RUNNING = "FINISHED", "FAILED", "RUNNING"
 DIGEST_TAG = "proxyrob.digest"
-VERSIONED = ("torch", "diffusers", "pyautoattack", "onnx", "onnxruntime", "prefect", "mlflow")
-
-
-def library_versions() -> dict[str, str]:
-    """What the figures were computed with."""
-    return {
-        "proxyrob": proxyrob.__version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in VERSIONED},
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout this code runs from, or ``None`` outside one or without git."""
-    if shutil.which("git") is None:
-        return None
-    found = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or None
+MEASUREMENTS = "measurements"
+"""The experiment of what was measured outside a pipeline."""
 
 
 class Tracker:
@@ -162,10 +142,12 @@ class Tracker:
             self._history(run_id, prefix, read_history(stage))
             self._history(run_id, prefix, read_curve(stage))
         trained = _report(stages.train, TrainReport)
-        validation = {"validation_accuracy": trained.validation_correct / trained.num_validation}
-        if trained.validation_pgd_correct is not None:
-            validation["validation_pgd_accuracy"] = trained.validation_pgd_correct / trained.num_validation
-        self._metrics(run_id, validation, stages.train)
+        validated = {
+            "validation_accuracy": trained.validation_correct,
+            "validation_pgd_accuracy": trained.validation_pgd_correct,
+        }
+        shares = {name: measure_share(n, trained.num_validation) for name, n in validated.items() if n is not None}
+        self._metrics(run_id, name_figures(shares), stages.train)
         self._metrics(run_id, variant_metrics(plan, variant), stages.certify)
         sanity = _report(stages.sanity, SanityReport)
         self.client.set_tag(run_id, "proxyrob.sanity", "passed" if sanity.passed else "failed")
@@ -187,7 +169,7 @@ class Tracker:
         """Log the figures of the released model, the comparison, the pictures and the report, and finish the run."""
         figures = variant_metrics(plan, plan.released)
         for name, comparison in report["comparison"].items():
-            for key in ("difference", "low", "high", "p_value"):
+            for key in [] if "reason" in comparison else ("difference", "low", "high", "p_value"):
                 figures[f"difference/{name}_{key}" if key != "difference" else f"difference/{name}"] = comparison[key]
         self._metrics(run_id, figures, plan.pictures)
         for name in _report(plan.pictures, PicturesReport).names:
@@ -198,6 +180,35 @@ class Tracker:
         self.client.set_tag(run_id, "proxyrob.promotion", report["promotion"]["verdict"])
         self._inputs(run_id, [_dataset(plan.source, "training")])
         self.client.set_terminated(run_id, FINISHED)
+
+    def record_measurement(
+        self, stage: Stage, measurement: Measurement, figures: dict[str, float], params: dict[str, Any], files: Iterable[Path]
+    ) -> str:
+        """A run of its own for one measurement of a model, whoever trained it: figures, tables, pictures and card.
+
+        A repeated call finds the run. Returns its id.
+        """
+        experiment = self.experiment(MEASUREMENTS)
+        known = f"tags.`{DIGEST_TAG}` = '{stage.digest}'"
+        if found := self.client.search_runs([experiment], known, max_results=1):
+            return found[0].info.run_id
+        tags = {
+            "proxyrob.kind": "measurement",
+            DIGEST_TAG: stage.digest,
+            "mlflow.note.content": render_measurement(measurement),
+            **{f"proxyrob.digest.{name}": digest for name, digest in measurement.digests.items()},
+            **({"mlflow.source.git.commit": commit} if (commit := git_commit()) else {}),
+        }
+        if measurement.sanity is not None:
+            tags["proxyrob.sanity"] = "passed" if measurement.sanity.passed else "failed"
+        run = self.client.create_run(experiment, run_name=measurement.model, tags=tags)
+        self._params(run, params)
+        self._metrics(run.info.run_id, figures, stage)
+        folders = {".parquet": "tables", ".png": "figures"}
+        for path in files:
+            self.client.log_artifact(run.info.run_id, str(path), folders.get(path.suffix))
+        self.client.set_terminated(run.info.run_id, FINISHED)
+        return run.info.run_id
 
     def fail(self, run_id: str, reason: str) -> None:
         """Mark a pipeline as failed, with the reason on its page; a later run with the same configuration reopens it."""
@@ -292,28 +303,6 @@ class LiveCurve:
         sending, self._waiting = self._waiting, []
         with suppress(MlflowException, OSError):
             self._client.log_batch(self._run_id, metrics=sending[:BATCH])
-
-
-def variant_metrics(plan: Plan, variant: Variant) -> dict[str, float]:
-    """The accuracies of a variant with their intervals, by the names under which MLflow has them."""
-    stages = plan.variants[variant]
-    evaluation, certification = _report(stages.evaluate, EvaluationReport), _report(stages.certify, CertificationReport)
-    measured: dict[str, Measured] = {
-        "clean_accuracy": evaluation.clean,
-        "pgd_accuracy": evaluation.pgd,
-        "autoattack_accuracy": evaluation.autoattack,
-        "average_certified_radius": certification.average_certified_radius,
-        "abstained": certification.abstained,
-        **{f"certified_accuracy_{radius}": share for radius, share in certification.certified.items()},
-        **{f"certified_accuracy_linf_{threshold}": share for threshold, share in certification.certified_linf.items()},
-    }
-    figures: dict[str, float] = {
-        "expected_false_certificates": certification.expected_false_certificates,
-        "samples_per_certificate": certification.samples_per_image,
-    }
-    for name, figure in measured.items():
-        figures |= {name: figure.value, f"{name}_low": figure.low, f"{name}_high": figure.high}
-    return figures
 
 
 def _report(stage: Stage, kind: type[R]) -> R:

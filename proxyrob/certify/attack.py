@@ -16,9 +16,9 @@ from proxyrob.attacks import attack_pgd
 from proxyrob.certify.votes import count_votes_of_several
 from proxyrob.config.certify import SmoothAttackConfig
 from proxyrob.intervals import Measured, measure_share
-from proxyrob.models import FoldedCopy, load_classifier
+from proxyrob.models import FoldedCopy, load_model
 from proxyrob.rng import Streams
-from proxyrob.source import read_split, source_report
+from proxyrob.source import read_rows, read_split, source_report
 from proxyrob.storage import Report, Stage
 from proxyrob.storage.files import read_header, run_units, write_table
 from proxyrob.threat import Threat
@@ -74,9 +74,9 @@ def attack_smoothed_classifier(
         return report
     started = time.monotonic()
     streams = Streams(seed)
-    split = read_split(source, "test").first(config.num_images)
+    split, in_whole = read_split(source, "test").first(config.num_images), read_rows(source)
     images, labels = split.images.to(device), split.targets.to(device)
-    network = FoldedCopy(load_classifier(model, device), getattr(torch, config.precision), example=images[:2])
+    network = FoldedCopy(load_model(model, device), getattr(torch, config.precision), example=images[:2])
     size = max(1, config.batch_size // config.num_noise)
     units = {f"images-{start:06d}": slice(start, min(start + size, len(split))) for start in range(0, len(split), size)}
 
@@ -94,11 +94,11 @@ def attack_smoothed_classifier(
             generator=generator,
             start=x,
         )
-        judges = [streams.torch("certify/judge", device, image=index) for index in range(rows.start, rows.stop)]
+        judges = [streams.torch("certify/judge", device, image=int(row)) for row in in_whole[rows]]
         votes = count_votes_of_several(network, attacked, sigma, config.n, config.batch_size, judges)
         return pd.DataFrame(
             {
-                "index": np.arange(rows.start, rows.stop),
+                "index": in_whole[rows],
                 "label": split.labels[rows],
                 "prediction": pd.array([predict(row, config.alpha) for row in votes.cpu().numpy()], dtype="Int64"),
                 "count": votes.gather(1, y[:, None]).squeeze(1).cpu().numpy(),

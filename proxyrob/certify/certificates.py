@@ -36,6 +36,7 @@ class CertificateHeader(Report):
     split: str
     model: str
     data_sha256: str
+    subset: str = "all"
 
     @property
     def conditions(self) -> str:

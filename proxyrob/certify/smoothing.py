@@ -12,9 +12,9 @@ from proxyrob.certify.certificates import CERTIFICATES, CertificateHeader, Certi
 from proxyrob.certify.sequential import SequentialDesign, certify_sequentially, design_looks
 from proxyrob.certify.votes import count_votes
 from proxyrob.config.certify import CertifyConfig, FixedMethod, SequentialMethod
-from proxyrob.models import FoldedCopy, load_classifier
+from proxyrob.models import FoldedCopy, load_model
 from proxyrob.rng import Streams
-from proxyrob.source import read_split, source_report
+from proxyrob.source import ImageSubset, read_rows, read_split, source_report
 from proxyrob.storage import Stage
 from proxyrob.storage.files import run_units, write_table
 from proxyrob.types import OnProgress, no_progress
@@ -48,12 +48,13 @@ def certify_classifier(
         return report
     started = time.monotonic()
     streams = Streams(seed)
+    real, in_whole = source_report(source), read_rows(source)
     split = read_split(source, "test").first(config.num_images)
     images = split.images.to(device)
     num_values = images[0].numel()
     config.require_reachable(sigma, num_values)
     design = _design(config, sigma, num_values)
-    network = FoldedCopy(load_classifier(model, device), getattr(torch, config.precision), example=images[:2])
+    network = FoldedCopy(load_model(model, device), getattr(torch, config.precision), example=images[:2])
     size = UNIT_SIZE[config.method.kind]
     units = {
         f"images-{k:05d}": range(start, min(start + size, len(split))) for k, start in enumerate(range(0, len(split), size))
@@ -62,7 +63,8 @@ def certify_classifier(
     def certify_some(name: str) -> pd.DataFrame:
         indices, before = units[name], time.monotonic()
         select, estimate = (
-            [streams.torch(path, device, image=index) for index in indices] for path in ("certify/select", "certify/estimate")
+            [streams.torch(path, device, image=int(in_whole[index])) for index in indices]
+            for path in ("certify/select", "certify/estimate")
         )
         if design is None:
             rows = [
@@ -93,7 +95,7 @@ def certify_classifier(
         table = pd.DataFrame(rows)
         samples = table.n0 + table.n
         table["elapsed_s"] = (time.monotonic() - before) * samples / samples.sum()
-        table.insert(0, "index", list(indices))
+        table.insert(0, "index", in_whole[indices.start : indices.stop])
         table.insert(1, "label", split.labels[indices.start : indices.stop])
         return table.astype({"prediction": "Int64"})
 
@@ -113,7 +115,8 @@ def certify_classifier(
         seed=seed,
         split="test",
         model=model.digest,
-        data_sha256=source_report(source).content_sha256,
+        data_sha256=real.content_sha256,
+        subset=ImageSubset(count=len(split)).identify(len(in_whole)) if real.subset == "all" else real.subset,
     )
     write_table(stage.folder / CERTIFICATES, table, header.model_dump(mode="json"))
     stage.finish(report := summarise(table, config, num_values), [CERTIFICATES], started)

@@ -2,16 +2,17 @@
 
 from proxyrob.compare.bootstrap import BootstrapInterval, bootstrap_difference
 from proxyrob.compare.gate import GateDecision, decide_promotion
-from proxyrob.compare.paired import Comparison, Verdict, compare_paired
+from proxyrob.compare.paired import Comparison, Incomparable, Verdict, compare_paired
 from proxyrob.compare.sandwich import Contradiction, Sandwich, check_sandwich
 from proxyrob.compare.seeds import SeedComparison, Spread, compare_over_seeds, summarise_seeds
-from proxyrob.compare.tables import compare_certificates, compare_verdicts
+from proxyrob.compare.tables import compare_certificates, compare_verdicts, compare_where_possible
 
 __all__ = [
     "BootstrapInterval",
     "Comparison",
     "Contradiction",
     "GateDecision",
+    "Incomparable",
     "Sandwich",
     "SeedComparison",
     "Spread",
@@ -22,6 +23,7 @@ __all__ = [
     "compare_over_seeds",
     "compare_paired",
     "compare_verdicts",
+    "compare_where_possible",
     "decide_promotion",
     "summarise_seeds",
 ]

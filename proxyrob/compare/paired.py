@@ -35,6 +35,13 @@ class Comparison(Report):
     bootstrap: BootstrapInterval
 
 
+class Incomparable(Report):
+    """Why nothing can be said of a candidate against a reference."""
+
+    verdict: Literal["UNDECIDED"] = "UNDECIDED"
+    reason: str
+
+
 def compare_paired(
     candidate: Bool[np.ndarray, " n"],
     reference: Bool[np.ndarray, " n"],

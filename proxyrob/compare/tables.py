@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from proxyrob.certify import CertificateHeader, certified_rows
-from proxyrob.compare.paired import Comparison, compare_paired
+from proxyrob.compare.paired import Comparison, Incomparable, compare_paired
 from proxyrob.evaluate import STANDARD_ATTACKS, VerdictHeader, robust_rows
 from proxyrob.threat import Threat
 
@@ -16,6 +16,7 @@ REMEDIES = {
     "epsilon": "run both with the same threat",
     "attacks": "run both with the same settings of evaluate, by the same version of this program",
     "split": "evaluate both on the same split",
+    "subset": "evaluate both on the same number of images, drawn with the same seed",
     "data_sha256": "run both on the same source, cut with the same seed",
 }
 
@@ -25,8 +26,21 @@ def compare_verdicts(
 ) -> dict[str, Comparison]:
     """Compare two verdict tables by clean, PGD and AutoAttack accuracy.
 
-    Raises ``ValueError`` when they were found under different conditions: norm, epsilon, attacks, split or images.
+    Raises ``ValueError`` when they were found under different conditions (norm, epsilon, attacks, split or images), and when
+    one of them ended early at its target: images that nobody attacked to the end would count as robust.
     """
+    found = compare_where_possible(candidate, reference, margin=margin, confidence=confidence)
+    compared = {name: row for name, row in found.items() if isinstance(row, Comparison)}
+    for row in found.values():
+        if isinstance(row, Incomparable):
+            raise ValueError(f"these two evaluations cannot be compared: {row.reason}")  # noqa: TRY004  (no type is wrong)
+    return compared
+
+
+def compare_where_possible(
+    candidate: Verdicts, reference: Verdicts, *, margin: float = 0.0, confidence: float = 0.95
+) -> dict[str, Comparison | Incomparable]:
+    """As ``compare_verdicts``, but the figures that an early end leaves open are UNDECIDED, with the reason."""
     (table, header), (other_table, other_header) = candidate, reference
     require_same_conditions(header, other_header)
     if not np.array_equal(table["index"], other_table["index"]) or not np.array_equal(table.label, other_table.label):
@@ -34,12 +48,22 @@ def compare_verdicts(
             "these two evaluations cannot be compared: they are of different images "
             f"({len(table)} and {len(other_table)}); evaluate both alike: on the same images"
         )
-    return {
-        name: compare_paired(
-            robust_rows(table, attacks), robust_rows(other_table, attacks), margin=margin, confidence=confidence
-        )
-        for name, attacks in accuracies_of(header).items()
-    }
+    found: dict[str, Comparison | Incomparable] = {}
+    for name, attacks in accuracies_of(header).items():
+        spared = {"first": count_spared(table, attacks), "second": count_spared(other_table, attacks)}
+        early = [f"{count} of {len(table)} images of the {which}" for which, count in spared.items() if count]
+        if early:
+            reason = f"attacks ended early, at a target: {' and '.join(early)} were not attacked to the end"
+            found[name] = Incomparable(reason=f"{reason}; evaluate both without a target")
+        else:
+            ours, theirs = robust_rows(table, attacks), robust_rows(other_table, attacks)
+            found[name] = compare_paired(ours, theirs, margin=margin, confidence=confidence)
+    return found
+
+
+def count_spared(table: pd.DataFrame, attacks: tuple[str, ...]) -> int:
+    """How many images no attack broke that not all of ``attacks`` were run on: nobody knows whether they would withstand."""
+    return int((robust_rows(table, attacks) & table[list(attacks)].isna().any(axis=1)).sum())
 
 
 def accuracies_of(header: VerdictHeader) -> dict[str, tuple[str, ...]]:
@@ -55,7 +79,7 @@ def require_same_conditions(header: VerdictHeader, other: VerdictHeader, *, same
     """
     for name, remedy in REMEDIES.items():
         ours, theirs = getattr(header, name), getattr(other, name)
-        if ours == theirs or (name == "data_sha256" and not same_images):
+        if ours == theirs or (name in {"subset", "data_sha256"} and not same_images):
             continue
         if isinstance(ours, dict):
             differing = [attack for attack in {**ours, **theirs} if ours.get(attack) != theirs.get(attack)]
@@ -79,7 +103,7 @@ def compare_certificates(
     the precision of the network, the split or the data differ, and for a radius for which one of the two sought no answer.
     """
     (table, header), (other_table, other_header) = candidate, reference
-    for name in ("sigma", "n0", "n", "alpha", "precision", "split", "data_sha256"):
+    for name in ("sigma", "n0", "n", "alpha", "precision", "split", "subset", "data_sha256"):
         ours, theirs = getattr(header, name), getattr(other_header, name)
         if ours != theirs:
             raise ValueError(f"these two certifications cannot be compared: {name} is {ours} and {theirs}; certify both alike")

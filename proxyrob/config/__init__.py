@@ -1,7 +1,7 @@
 """Frozen configurations, one file per stage; ``pipeline`` is the tree and ``load`` reads it."""
 
 from proxyrob.config.certify import CertifyConfig, FixedMethod, SequentialMethod, SmoothAttackConfig
-from proxyrob.config.evaluate import EvaluateConfig, GateConfig
+from proxyrob.config.evaluate import BlackBoxConfig, EvaluateConfig, GateConfig
 from proxyrob.config.label import LabelConfig, LabelerConfig
 from proxyrob.config.load import flatten, load_config, preset_names, preset_text
 from proxyrob.config.models import (
@@ -58,6 +58,7 @@ from proxyrob.config.train import RobustObjective, RobustTrainConfig, SmoothObje
 __all__ = [
     "AdamWOptimizer",
     "AwpConfig",
+    "BlackBoxConfig",
     "CertifyConfig",
     "Cifar2Source",
     "Cifar10Source",

@@ -56,6 +56,12 @@ class EvaluateConfig(Config):
         return self
 
 
+class BlackBoxConfig(Config):
+    """Attacks on a model that gives logits and no gradients: Square alone."""
+
+    batch_size: Annotated[int, Field(gt=0, description="images attacked at once")] = 266
+
+
 class GateConfig(Config):
     """When a challenger may become champion."""
 

@@ -8,8 +8,10 @@ from proxyrob.evaluate.adversarial import (
     read_adversarial_header,
 )
 from proxyrob.evaluate.autoattack import AttackRun, run_autoattack
+from proxyrob.evaluate.black_box import BlackBoxReport, evaluate_black_box
 from proxyrob.evaluate.checks import SanityCheck, SanityReport
-from proxyrob.evaluate.ensemble import FEW_CLASSES, GATE, STANDARD, STANDARD_ATTACKS, Ensemble
+from proxyrob.evaluate.ensemble import BLACK_BOX, FEW_CLASSES, GATE, STANDARD, STANDARD_ATTACKS, Ensemble
+from proxyrob.evaluate.fit import Fit, require_fit
 from proxyrob.evaluate.masking import inspect_model
 from proxyrob.evaluate.replay import ReplayReport, replay_adversarial, replay_classifier
 from proxyrob.evaluate.sanity import check_sanity
@@ -24,6 +26,7 @@ from proxyrob.evaluate.verdicts import (
 
 __all__ = [
     "ADVERSARIAL",
+    "BLACK_BOX",
     "FEW_CLASSES",
     "GATE",
     "STANDARD",
@@ -31,13 +34,16 @@ __all__ = [
     "AdversarialHeader",
     "AdversarialImages",
     "AttackRun",
+    "BlackBoxReport",
     "Ensemble",
     "EvaluationReport",
+    "Fit",
     "ReplayReport",
     "SanityCheck",
     "SanityReport",
     "VerdictHeader",
     "check_sanity",
+    "evaluate_black_box",
     "evaluate_classifier",
     "inspect_model",
     "read_adversarial",
@@ -45,6 +51,7 @@ __all__ = [
     "read_verdicts",
     "replay_adversarial",
     "replay_classifier",
+    "require_fit",
     "robust_rows",
     "run_autoattack",
     "tabulate_verdicts",

@@ -38,10 +38,11 @@ class AttackRun:
     work: SharedWork
     units: tuple[tuple[str, str], ...]
 
-    def adversarial_images(self, labels: Int64[np.ndarray, " n"]) -> Iterator[AdversarialImages]:
-        """Every adversarial image, unit by unit."""
+    def adversarial_images(self, labels: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " n"]) -> Iterator[AdversarialImages]:
+        """Every adversarial image, unit by unit, with its row in the whole split; ``rows`` are those of the images."""
         for attack, unit in self.units:
-            yield read_unit(self.work.read(unit), attack, labels, self.image_shape)
+            part = read_unit(self.work.read(unit), attack, labels, self.image_shape)
+            yield AdversarialImages(part.attack, rows[part.indices], part.labels, part.images)
 
 
 def run_autoattack(
@@ -67,7 +68,8 @@ def run_autoattack(
     image. One that the copy alone misclassifies goes on being attacked.
 
     Work is cut into (attack, batch) units in the place ``units``, which any number of workers may share. With fewer than ten
-    classes, or in mode ``gate``, the ensemble is another one and named so: see ``Ensemble``. With a ``target`` it ends after
+    classes, or in another mode, the ensemble is another one and named so: see ``Ensemble``. Mode ``black-box`` takes any module
+    that gives logits, and reads it as it is. With a ``target`` it ends after
     the first unit by which the robust accuracy is sure to be at least the target, or sure to be below it.
 
     Raises ``CheckpointMismatch`` when ``units`` holds other work, ``DataIntegrityError`` when an attack leaves its threat
@@ -86,7 +88,8 @@ def run_autoattack(
     }
     work = SharedWork(units, about, has_ended)
     progress = AttackProgress(ensemble, len(labels), on_progress)
-    search = Metered(FoldedCopy(model, ensemble.precision, example=images[:2].to(device)), progress)
+    reader = model if mode == "black-box" else FoldedCopy(model, ensemble.precision, example=images[:2].to(device))
+    search = Metered(reader, progress)
 
     def confirm(found: Float[Tensor, "m c h w"], own: Int64[Tensor, " m"]) -> Bool[Tensor, " m"]:
         with torch.inference_mode(), eval_mode(model):
@@ -100,7 +103,7 @@ def run_autoattack(
         return tabulate_unit(model, rows, x, y, attacked, threat, part.attack)
 
     rounds: list[_Round] = []
-    for attack in STANDARD_ATTACKS:
+    for attack in ensemble.attacks:
         part = _Round(work, attack, np.flatnonzero(standing), batch_size, required)
         progress.begin(attack, part.num_standing)
         work.complete(list(part.units), lambda name, part=part: attack_unit(part, name), part.look)
@@ -110,7 +113,7 @@ def run_autoattack(
         if part.target_reached is not None:
             break
     progress.end(int(standing.sum()))
-    attacked, broken = ({attack: np.zeros(len(labels), dtype=bool) for attack in STANDARD_ATTACKS} for _ in range(2))
+    attacked, broken = ({attack: np.zeros(len(labels), dtype=bool) for attack in ensemble.attacks} for _ in range(2))
     for part in rounds:
         attacked[part.attack][part.attacked] = True
         broken[part.attack][part.broken] = True
@@ -172,7 +175,7 @@ class _Round:
         if self._required is None:
             return None
         standing, withstood = self._num_given, 0
-        is_last = self.attack == STANDARD_ATTACKS[-1]
+        is_last = self.attack == STANDARD_ATTACKS[-1]  # of every ensemble
         for count, name in enumerate([None, *self.units]):
             if name is not None:
                 if name not in self._found:

@@ -5,11 +5,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from proxyrob import attacks
+from proxyrob.models import hash_model, hash_tensor
 from proxyrob.threat import Threat
 
 
@@ -18,27 +18,14 @@ def describe_inputs(
 ) -> dict[str, Any]:
     """Model, images, labels, threat model, seed, and the program of the attacks."""
     return {
-        "model": _hash_model(model),
-        "images": _hash_tensor(images),
-        "labels": _hash_tensor(labels),
+        "model": hash_model(model),
+        "images": hash_tensor(images),
+        "labels": hash_tensor(labels),
         "norm": threat.norm,
         "epsilon": str(threat.epsilon),
         "seed": seed,
         "attacks": _hash_attacks(),
     }
-
-
-def _hash_model(model: nn.Module) -> str:
-    content = hashlib.sha256(repr(model).encode())
-    for name, value in sorted(model.state_dict().items()):
-        content.update(f"{name} {_hash_tensor(value)}".encode())
-    return content.hexdigest()
-
-
-def _hash_tensor(values: Tensor) -> str:
-    content = hashlib.sha256(f"{values.dtype} {tuple(values.shape)}".encode())
-    content.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return content.hexdigest()
 
 
 @cache

@@ -24,7 +24,8 @@ STANDARD_ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 SETTINGS_OF = "pyautoattack 0.2.0"
 STANDARD, FEW_CLASSES, GATE = "AutoAttack standard", "few-class AutoAttack", "gate search"
-Mode = Literal["standard", "gate"]
+BLACK_BOX = "black-box search (Square)"
+Mode = Literal["standard", "gate", "black-box"]
 MOST_TARGETS = 9
 FEWEST_FOR_DLR = 4
 
@@ -34,7 +35,8 @@ class Ensemble:
     """The four attacks for a number of classes.
 
     In mode ``gate`` they read the model in bfloat16, which finds nearly the same in less time: it serves to accept or refuse
-    a model, and is never called AutoAttack.
+    a model, and is never called AutoAttack. In mode ``black-box`` only the one is left that needs no gradient, and that is
+    not AutoAttack either.
     """
 
     num_classes: int
@@ -47,9 +49,14 @@ class Ensemble:
     @property
     def name(self) -> str:
         """*Standard* aims at nine other classes; with fewer it is another ensemble, and is not called so."""
-        if self.mode == "gate":
-            return GATE
+        if self.mode != "standard":
+            return GATE if self.mode == "gate" else BLACK_BOX
         return STANDARD if self.num_classes > MOST_TARGETS else FEW_CLASSES
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """In the order in which they are run."""
+        return ("square",) if self.mode == "black-box" else STANDARD_ATTACKS
 
     @property
     def precision(self) -> torch.dtype:
@@ -69,6 +76,8 @@ class Ensemble:
         """What ran, for the header of a verdict table."""
         if self.name == STANDARD:
             return f"proxyrob {STANDARD}, settings of {SETTINGS_OF}, verdicts equal in tests"
+        if self.name == BLACK_BOX:
+            return f"proxyrob {BLACK_BOX}, settings of {SETTINGS_OF}, without any gradient"
         aimed = f"{self.num_targets} target{'s' if self.num_targets > 1 else ''}"
         loss = f"on the {'DLR loss' if self.has_dlr else 'margin'} " if attack == "apgd-t" else ""
         classes = f"{loss}({self.num_classes} classes, {aimed})"

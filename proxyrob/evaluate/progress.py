@@ -5,7 +5,7 @@ import time
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from proxyrob.evaluate.ensemble import STANDARD_ATTACKS, Ensemble
+from proxyrob.evaluate.ensemble import Ensemble
 from proxyrob.intervals import measure_share
 from proxyrob.types import OnProgress
 
@@ -23,8 +23,8 @@ class AttackProgress:
 
     def __init__(self, ensemble: Ensemble, num_images: int, on_progress: OnProgress) -> None:
         self._ensemble, self._num_images, self._on_progress = ensemble, num_images, on_progress
-        self._costs = {attack: ensemble.cost(attack) for attack in STANDARD_ATTACKS}
-        self._attack = STANDARD_ATTACKS[0]
+        self._costs = {attack: ensemble.cost(attack) for attack in ensemble.attacks}
+        self._attack = ensemble.attacks[0]
         self._standing = self._given = self._left = self._unit = 0
         self._in_unit = self._spent = 0.0
         self._started = self._told = time.monotonic()
@@ -49,17 +49,18 @@ class AttackProgress:
 
     def end(self, standing: int) -> None:
         """All attacks are over."""
-        self._standing, self._left, self._given, self._attack = standing, 0, 0, STANDARD_ATTACKS[-1]
+        self._standing, self._left, self._given, self._attack = standing, 0, 0, self._ensemble.attacks[-1]
         self._tell()
 
     def _tell(self) -> None:
         self._told = time.monotonic()
-        cost, position = self._costs[self._attack], STANDARD_ATTACKS.index(self._attack)
+        attacks = self._ensemble.attacks
+        cost, position = self._costs[self._attack], attacks.index(self._attack)
         left = max(self._left - min(self._in_unit / cost, self._unit), 0.0)
         whole = sum(self._costs.values())
-        before = sum(self._costs[attack] for attack in STANDARD_ATTACKS[:position])
+        before = sum(self._costs[attack] for attack in attacks[:position])
         done = (before + cost * (1.0 - left / max(self._given, 1))) / whole
-        open_cost = left * cost + self._standing * sum(self._costs[attack] for attack in STANDARD_ATTACKS[position + 1 :])
+        open_cost = left * cost + self._standing * sum(self._costs[attack] for attack in attacks[position + 1 :])
         bound = measure_share(self._standing, self._num_images)
         estimate = {"seconds_left": open_cost * (self._told - self._started) / self._spent} if self._spent else {}
         self._on_progress(

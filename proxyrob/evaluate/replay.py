@@ -14,8 +14,8 @@ from torch import Tensor
 from proxyrob.device import eval_mode
 from proxyrob.evaluate.adversarial import ADVERSARIAL, check_inside, read_adversarial, read_adversarial_header
 from proxyrob.intervals import Measured, measure_share
-from proxyrob.models import load_classifier
-from proxyrob.source import read_split, source_report
+from proxyrob.models import load_model
+from proxyrob.source import read_rows, read_split, source_report
 from proxyrob.storage import Report, Stage
 from proxyrob.threat import Norm, Threat
 from proxyrob.types import OnProgress, no_progress
@@ -46,11 +46,14 @@ def replay_adversarial(
     images: Float[Tensor, "n c h w"],
     labels: Int64[Tensor, " n"],
     *,
+    rows: Int64[np.ndarray, " n"] | None = None,
     batch_size: int = BATCH_SIZE,
     device: torch.device | str = "cpu",
     on_progress: OnProgress = no_progress,
 ) -> ReplayReport:
     """Show the stored adversarial images of ``images`` to any classifier; nothing is attacked anew.
+
+    ``rows`` are those of the images in the whole split, ascending, where they are some of it.
 
     Every stored image is measured again first. Raises ``ValueError`` when they are of other images than these, and
     ``DataIntegrityError`` when one is outside its threat model.
@@ -60,9 +63,11 @@ def replay_adversarial(
     standing = _classes(classify, images, batch_size, device) == labels
     clean = int(standing.sum())
     shown, fooled_by = 0, Counter[str]()
+    known = np.arange(len(labels)) if rows is None else rows
     for part in read_adversarial(path):
-        chosen = torch.from_numpy(part.indices)
-        if int(chosen.max()) >= len(labels) or not np.array_equal(labels[chosen].numpy(), part.labels):
+        places = np.searchsorted(known, part.indices).clip(max=len(known) - 1)
+        chosen = torch.from_numpy(places)
+        if not np.array_equal(known[places], part.indices) or not np.array_equal(labels[chosen].numpy(), part.labels):
             raise ValueError(f"{path} holds adversarial images of another data set than these {len(labels)} images")
         check_inside(part.images, images[chosen], threat, part.attack)
         fooled = _classes(classify, part.images, batch_size, device) != labels[chosen]
@@ -100,9 +105,17 @@ def replay_classifier(
             f"the evaluation is of other images (data sha256 {theirs[:12]}) than these ({ours[:12]}); replay on the same data"
         )
     split = read_split(source, "test")
-    classifier = load_classifier(model, device)
+    classifier = load_model(model, device)
     with eval_mode(classifier):
-        return replay_adversarial(path, classifier, split.images, split.targets, device=device, on_progress=on_progress)
+        return replay_adversarial(
+            path,
+            classifier,
+            split.images,
+            split.targets,
+            rows=read_rows(source),
+            device=device,
+            on_progress=on_progress,
+        )
 
 
 @torch.inference_mode()

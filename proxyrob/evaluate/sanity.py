@@ -14,6 +14,7 @@ from proxyrob.errors import DataIntegrityError
 from proxyrob.evaluate.checks import SanityCheck, SanityReport, judge, not_run
 from proxyrob.evaluate.masking import (
     CURVE_SHARES,
+    NO_GRADIENTS,
     RESTARTS,
     attack_again,
     attack_through_twin,
@@ -22,7 +23,7 @@ from proxyrob.evaluate.masking import (
 )
 from proxyrob.evaluate.verdicts import read_verdicts, robust_rows
 from proxyrob.label import LabelReport
-from proxyrob.models import load_classifier
+from proxyrob.models import is_given, load_model
 from proxyrob.rng import Streams
 from proxyrob.source import Split, read_split, source_report
 from proxyrob.storage import Report, Stage
@@ -50,6 +51,9 @@ NEAR_TEST_SHARE = 0.001
 """A generator that saw training images alone copies a test image by chance, which in our runs it never did. A tenth of the
 share from which on a set is refused altogether (``proxyrob.label``)."""
 
+NEAR_TEST = f"at most {100 * NEAR_TEST_SHARE:g} %"
+UNKNOWN_TRAINING = "how the model was trained is not known"
+
 
 def check_sanity(
     *,
@@ -67,7 +71,8 @@ def check_sanity(
     verdict table and on the records of the stages that the model came from.
 
     ``twin`` is the training of another model of the same data, ``labels`` are the stages that labelled the synthetic images
-    of the training, none where there were none.
+    of the training, none where there were none. Of a model from elsewhere nobody knows what it was trained on, and how its
+    weights were chosen: those checks are not run. Nor are, without gradients, those that need them.
 
     Randomness: ``evaluate/sanity``, ``evaluate/again``, ``evaluate/transfer``.
     """
@@ -76,9 +81,9 @@ def check_sanity(
     started, streams = time.monotonic(), Streams(seed)
     split = read_split(source, "test")
     first = split.first(NUM_IMAGES)
-    classifier = load_classifier(model, device)
+    classifier = load_model(model, device)
     table, header = read_verdicts(evaluation)
-    (pgd_name,) = [name for name in header.attacks if name.startswith("pgd-")]
+    pgd_name = next((name for name in header.attacks if name.startswith("pgd-")), None)
     threat = parse_threat(f"{header.norm}:{header.epsilon}")
     length = len(CURVE_SHARES) + RESTARTS
     checks = [
@@ -100,18 +105,18 @@ def check_sanity(
             images,
             targets,
             threat,
-            steps=int(pgd_name.removeprefix("pgd-")),
+            steps=0 if pgd_name is None else int(pgd_name.removeprefix("pgd-")),  # without gradients none are made
             generator=streams.torch("evaluate/again", device),
             on_progress=lambda done, total, **figures: on_progress(len(CURVE_SHARES) + done, length),
         )
     )
-    other = None if twin is None else load_classifier(twin, device)
+    other = None if twin is None else load_model(twin, device)
     generator = streams.torch("evaluate/transfer", device)
     checks += [
         attack_through_twin(classifier, other, images, targets, threat, generator=generator),
         _check_ensemble(table, tuple(name for name in header.attacks if name != pgd_name), pgd_name),
-        _check_black_box(table),
-        _check_near_duplicates(labels),
+        _check_black_box(table, alone=pgd_name is None),
+        not_run("near-duplicates", UNKNOWN_TRAINING, NEAR_TEST) if is_given(model) else _check_near_duplicates(labels),
         _check_selection(model),
     ]
     return stage.finish(SanityReport(checks=tuple(checks)), [], started)
@@ -146,8 +151,10 @@ def _likeliest_to_fall(
     return images[chosen], labels[chosen]
 
 
-def _check_ensemble(table: pd.DataFrame, ensemble: tuple[str, ...], pgd_name: str) -> SanityCheck:
+def _check_ensemble(table: pd.DataFrame, ensemble: tuple[str, ...], pgd_name: str | None) -> SanityCheck:
     threshold = "together they break at least as many"
+    if pgd_name is None:
+        return not_run("ensemble", NO_GRADIENTS, threshold)
     if spared := _spared(table, ensemble):
         return not_run("ensemble", spared, threshold)
     withstand, weaker = (int(robust_rows(table, attacks).sum()) for attacks in (ensemble, (pgd_name,)))
@@ -159,8 +166,10 @@ def _check_ensemble(table: pd.DataFrame, ensemble: tuple[str, ...], pgd_name: st
     )
 
 
-def _check_black_box(table: pd.DataFrame) -> SanityCheck:
+def _check_black_box(table: pd.DataFrame, *, alone: bool = False) -> SanityCheck:
     threshold = f"at most {100 * BLACK_BOX_SHARE:g} %, or {FEWEST_BLACK_BOX} images"
+    if alone:
+        return not_run("black-box", NO_GRADIENTS, threshold)
     if spared := _spared(table, ("square",)):
         return not_run("black-box", spared, threshold)
     broken = int((table.broken_by == "square").sum())
@@ -186,13 +195,16 @@ def _check_near_duplicates(labels: Sequence[Stage]) -> SanityCheck:
         "near-duplicates",
         near <= NEAR_TEST_SHARE * total,
         found if labels else "there are no synthetic images in the training",
-        f"at most {100 * NEAR_TEST_SHARE:g} %",
+        NEAR_TEST,
     )
 
 
 def _check_selection(model: Stage) -> SanityCheck:
+    threshold = "not by test images"
+    if is_given(model):
+        return not_run("selection", UNKNOWN_TRAINING, threshold)
     trained = _finished(model, TrainReport)
-    return judge("selection", trained.selection_split != "test", f"released weights: {trained.selection}", "not by test images")
+    return judge("selection", trained.selection_split != "test", f"released weights: {trained.selection}", threshold)
 
 
 def _finished(stage: Stage, kind: type[R]) -> R:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,9 +29,9 @@ from proxyrob.evaluate.binding import describe_inputs
 from proxyrob.evaluate.ensemble import STANDARD, STANDARD_ATTACKS
 from proxyrob.evaluate.shared import EndedElsewhere, SharedWork
 from proxyrob.intervals import Measured, measure_share
-from proxyrob.models import load_classifier
+from proxyrob.models import load_model
 from proxyrob.rng import Streams
-from proxyrob.source import Split, read_split, source_report
+from proxyrob.source import Split, read_rows, read_split, source_report
 from proxyrob.storage import DataPlace, Report, Stage
 from proxyrob.storage.files import read_header, write_table
 from proxyrob.threat import Threat
@@ -50,6 +50,7 @@ class VerdictHeader(Report):
     split: str
     model: str
     data_sha256: str
+    subset: str = "all"
 
 
 class EvaluationReport(Report):
@@ -111,7 +112,7 @@ def _evaluate(
     started: float,
 ) -> EvaluationReport:
     split, streams = read_split(source, "test"), Streams(seed)
-    classifier = load_classifier(model, device)
+    classifier = load_model(model, device)
     images, labels = split.images, split.targets
     predictions = predict_classes(classifier, images, batch_size=config.batch_size, device=device).numpy()
     pgd = _PgdRun(config, classifier, split, predictions == split.labels, threat, streams, stage, device)
@@ -129,7 +130,7 @@ def _evaluate(
         has_ended=stage.is_whole,
         on_progress=on_progress,
     )
-    data_sha256 = source_report(source).content_sha256
+    real = source_report(source)
     header = VerdictHeader(
         norm=threat.norm,
         epsilon=str(threat.epsilon),
@@ -137,17 +138,19 @@ def _evaluate(
         seed=seed,
         split="test",
         model=model.digest,
-        data_sha256=data_sha256,
+        data_sha256=real.content_sha256,
+        subset=real.subset,
     )
     kept = AdversarialHeader(
         norm=threat.norm,
         epsilon=str(threat.epsilon),
         split="test",
-        image_shape=(images.shape[1], images.shape[2], images.shape[3]),
+        image_shape=real.image_shape,
         model=model.digest,
-        data_sha256=data_sha256,
+        data_sha256=real.content_sha256,
     )
-    table = tabulate_verdicts(split.labels, predictions, run.broken, {pgd.name: pgd.broken}, run.attacked)
+    rows = read_rows(source)
+    table = tabulate_verdicts(split.labels, predictions, run.broken, {pgd.name: pgd.broken}, run.attacked, rows=rows)
     report = summarise(table, pgd.name, run.ensemble.name, run.target_reached)
 
     def conclude() -> None:
@@ -165,8 +168,10 @@ def tabulate_verdicts(
     sequential: dict[str, Bool[np.ndarray, " n"]],
     independent: dict[str, Bool[np.ndarray, " n"]],
     attacked: dict[str, Bool[np.ndarray, " n"]] | None = None,
+    *,
+    rows: Int64[np.ndarray, " n"] | None = None,
 ) -> pd.DataFrame:
-    """Assemble the verdict table.
+    """Assemble the verdict table. ``rows`` are those of the images in the whole split, where they are some of it.
 
     ``sequential`` attacks were run one after another on what still stood (their columns are null elsewhere), or on the images
     in ``attacked`` alone; ``independent`` ones on every image that is classified correctly when unperturbed.
@@ -185,7 +190,13 @@ def tabulate_verdicts(
         first[standing & hits] = name
         standing &= ~hits
     return pd.DataFrame(
-        {"index": np.arange(len(labels)), "label": labels, "clean_prediction": predictions, "broken_by": first, **columns}
+        {
+            "index": np.arange(len(labels)) if rows is None else rows,
+            "label": labels,
+            "clean_prediction": predictions,
+            "broken_by": first,
+            **columns,
+        }
     )
 
 
@@ -280,10 +291,10 @@ class _PgdRun:
 
 
 def _adversarial_images(table: pd.DataFrame, run: AttackRun, pgd: _PgdRun) -> Iterator[AdversarialImages]:
-    """One for each image that an attack broke: that of the first attack which did."""
-    labels = table.label.to_numpy()
-    first = table.broken_by.to_numpy()
-    yield from run.adversarial_images(labels)
+    """One for each image that an attack broke, that of the first attack which did, with its row in the whole split."""
+    rows, first = table["index"].to_numpy(), table.broken_by.to_numpy()
+    yield from run.adversarial_images(table.label.to_numpy(), rows)
     for part in pgd.adversarial_images():
         chosen = first[part.indices] == pgd.name
-        yield AdversarialImages(part.attack, part.indices[chosen], part.labels[chosen], part.images[torch.from_numpy(chosen)])
+        kept = torch.from_numpy(chosen)
+        yield AdversarialImages(part.attack, rows[part.indices[chosen]], part.labels[chosen], part.images[kept])

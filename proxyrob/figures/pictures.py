@@ -9,7 +9,7 @@ from jaxtyping import Int64, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from proxyrob.intervals import measure_share
+from proxyrob.intervals import Measured, measure_share
 from proxyrob.storage.files import written_whole
 
 INK = "#1f2933"
@@ -144,6 +144,24 @@ def draw_certified_curves(
     axis.set_title(f"randomized smoothing, {conditions}", fontsize=11, color=INK)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def draw_accuracies(path: Path, shares: dict[str, Measured], *, title: str) -> None:
+    """Accuracies as bars with their 95 % intervals, in the order in which they are given."""
+    figure = Figure(figsize=(6.4, 0.45 * len(shares) + 1.3))
+    axis = figure.subplots()
+    values = np.array([share.value for share in shares.values()])
+    reach = np.array([[share.value - share.low, share.high - share.value] for share in shares.values()]).T
+    places = np.arange(len(shares))
+    axis.barh(places, values, height=0.6, color=FALLBACK_COLOUR, alpha=0.75, xerr=reach, ecolor=INK, capsize=3)
+    axis.set_yticks(places, list(shares), fontsize=9, color=INK)
+    axis.invert_yaxis()
+    n = next(iter(shares.values())).n
+    axis.set(xlabel=f"accuracy on {n} images, 95 % intervals", xlim=(0, 1))
+    axis.set_title(title, fontsize=10, color=INK)
+    axis.grid(alpha=0.25, axis="x")
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 

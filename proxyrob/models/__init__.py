@@ -11,6 +11,8 @@ from proxyrob.models.classifier import (
     save_classifier,
 )
 from proxyrob.models.folded import FoldedCopy
+from proxyrob.models.given import GivenReport, ModelIdentity, OnnxModel, adopt_model, identify_model, is_given, load_model
+from proxyrob.models.hashing import hash_model, hash_tensor
 from proxyrob.models.published import PUBLISHED, load_published, published_card
 
 __all__ = [
@@ -19,9 +21,18 @@ __all__ = [
     "Classifier",
     "ClassifierCard",
     "FoldedCopy",
+    "GivenReport",
+    "ModelIdentity",
+    "OnnxModel",
+    "adopt_model",
     "build_classifier",
     "channel_statistics",
+    "hash_model",
+    "hash_tensor",
+    "identify_model",
+    "is_given",
     "load_classifier",
+    "load_model",
     "load_published",
     "published_card",
     "read_classifier",

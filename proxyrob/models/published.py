@@ -3,6 +3,7 @@
 import difflib
 import math
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -136,9 +137,14 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file that is no checkpoint torch asks to have its unpickler extended
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
-        raise DataIntegrityError(f"{path} cannot be read as tensors and plain values alone: {error}") from error
+        raise DataIntegrityError(
+            f"{path} cannot be read as tensors and plain values alone ({type(error).__name__}); a pickled model is never "
+            "loaded: save its weights instead, torch.save(model.state_dict(), …)"
+        ) from error
     while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
         content = next((content[name] for name in _CONTAINERS if name in content), None)
     if not isinstance(content, Mapping) or not content:

@@ -63,11 +63,23 @@ def locate_files(config: FileSource) -> tuple[Path, Path]:
     ``FileNotFoundError`` when it holds none.
     """
     assert config.files is not None
-    train, test = (_absolute(place) for place in config.files)
+    train = _absolute(config.files[0])
     if isinstance(config, CifarSource):
         _check_unambiguous(train, "train_file", config.train_file)
+    return train, locate_test(config)
+
+
+def locate_test(config: FileSource) -> Path:
+    """Where the test images lie, whether or not there are training images.
+
+    Raises ``ValueError`` when a folder holds several sets and the configuration does not say which, and
+    ``FileNotFoundError`` when it holds none.
+    """
+    assert config.files is not None
+    test = _absolute(config.files[1])
+    if isinstance(config, CifarSource):
         _check_unambiguous(test, "test_file", config.test_file)
-    return train, test
+    return test
 
 
 def _check_unambiguous(pattern: Path, field: str, chosen: str | None) -> None:

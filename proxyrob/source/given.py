@@ -27,7 +27,7 @@ def prepare_given(config: OwnSource, *, stage: Stage, on_progress: OnProgress = 
     started = time.monotonic()
     verify_source(config)
     places = locate_files(config)
-    train_file, test_file = (_open(config, path) for path in places)
+    train_file, test_file = (open_given(config, path) for path in places)
     names = _class_names(config, train_file, test_file)
     train, test = spool_images(
         stage,
@@ -41,7 +41,8 @@ def prepare_given(config: OwnSource, *, stage: Stage, on_progress: OnProgress = 
     return write_cut(config, train, test, class_names=names, stage=stage, started=started)
 
 
-def _open(config: OwnSource, path: Path) -> ImageFile:
+def open_given(config: OwnSource, path: Path) -> ImageFile:
+    """One file, folder or pattern of a source, in the layout that the source says."""
     match config:
         case ParquetSource():
             return open_parquet(path, channels=config.channels)

@@ -19,7 +19,10 @@ SplitName = Literal["train", "validation", "test"]
 
 
 class SourceReport(Report):
-    """What real images there are. ``content_sha256`` identifies them, whatever made them."""
+    """What real images there are. ``content_sha256`` identifies them, whatever made them.
+
+    ``subset`` says which of the test images are there, where it is not all of them.
+    """
 
     num_train: int
     num_validation: int
@@ -28,6 +31,7 @@ class SourceReport(Report):
     image_shape: tuple[int, int, int]
     content_sha256: str
     train_class_counts: tuple[int, ...]
+    subset: str = "all"
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from flows.measurements import describe_evaluation, track_measurement, write_outcome
 from flows.plan import Plan, plan_pipeline
 from flows.registry import pull_model, register_model
+from flows.release import compare_variants
 from flows.settings import Settings
+from flows.subject import Subject, find_subject
 from flows.tracking import Tracker
 from proxyrob.config import load_config
 from proxyrob.evaluate import STANDARD, EvaluationReport, SanityReport, read_verdicts
@@ -92,6 +95,15 @@ def test_recording_again_adds_no_point(record: Record) -> None:
     after = {name: len(client.get_metric_history(record.run_id, name)) for name in client.get_run(record.run_id).data.metrics}
     assert after == before
     assert before["train/loss"] == 12
+    assert {"validation_accuracy_low", "validation_accuracy_high", "autoattack_accuracy_low"} <= before.keys()
+
+
+def test_figures_have_their_intervals_on_the_version(record: Record) -> None:
+    """Every accuracy among the tags lies within its interval."""
+    tags = record.tracker.client.get_model_version(NAME, "1").tags
+    for name in ("clean", "pgd", "autoattack"):
+        low, value, high = (float(tags[f"{name}_accuracy{end}"]) for end in ("_low", "", "_high"))
+        assert low <= value <= high
 
 
 def test_a_worse_challenger_is_not_promoted(record: Record, tmp_path: Path) -> None:
@@ -164,6 +176,26 @@ def test_a_failed_check_blocks_promotion_until_it_is_waived(record: Record, tmp_
     assert card["gate"]["waivers"] == {"black-box": "counted by hand"}
     verdict, tags, description = decide()
     assert (verdict, "gate.waived.black-box" in tags, "waived" in description) == ("FAIL", False, False)
+    assert "champion" not in record.aliases(), "what the gate says FAIL of is champion no longer"
+    assert "sanity check failed: black-box" in tags["champion.withdrawn"]
+    verdict, tags, _ = decide(**{"black-box": "counted by hand"})
+    assert (verdict, "champion" in record.aliases(), "champion.withdrawn" in tags) == ("PASS", True, False)
+
+
+def test_a_gate_whose_attacks_ended_early_is_undecided(record: Record, tmp_path: Path) -> None:
+    """Images that nobody attacked to the end promote nobody, against the champion or the model of real images alone."""
+    table, _ = read_verdicts(record.plan.variants[record.plan.released].evaluate)
+    table.loc[table.broken_by.isna(), "square"] = None
+    early = _successor(record.plan, tmp_path / "early", table)
+    found = register_model(early, record.tracker, record.run_id)
+    assert (found.decision.verdict, found.decision.reference) == ("UNDECIDED", "champion (version 1)")
+    record.tracker.client.delete_registered_model_alias(NAME, "champion")
+    record.tracker.client.delete_model_version_tag(NAME, str(found.version), "gate")
+    alone = register_model(early, record.tracker, record.run_id)
+    assert (alone.decision.verdict, alone.decision.reference) == ("UNDECIDED", "the same training on real images alone")
+    assert "were not attacked to the end" in alone.decision.reasons[-1]
+    assert compare_variants(early)["autoattack"].verdict == "UNDECIDED"
+    assert record.aliases() == {"challenger": str(found.version)}
 
 
 def test_an_older_decision_is_made_again(record: Record) -> None:
@@ -172,3 +204,63 @@ def test_an_older_decision_is_made_again(record: Record) -> None:
     record.tracker.client.set_model_version_tag(NAME, str(version.version), "gate", '{"verdict": "PASS"}')
     again = register_model(record.plan, record.tracker, record.run_id)
     assert again.decision.reasons == version.decision.reasons
+
+
+def test_a_registered_version_can_be_measured(record: Record, finished: Finished, tmp_path: Path) -> None:
+    """Where its weights are on this machine that is the torch model with its own images; elsewhere the ONNX file, and it says
+    that there are no gradients."""
+    shutil.copytree(finished.program.home / "store" / "export", tmp_path / "store" / "export")
+    settings = Settings(home=tmp_path)
+    for reference in (f"{NAME}@champion", f"models:/{NAME}@champion", f"models:/{NAME}/1", f"{NAME}/1"):
+        found = find_subject(reference, settings)
+        assert not found.has_gradients
+        assert found.title == f"{NAME} version 1"
+        assert found.threat == record.plan.config.threat
+        assert "black-box attacks and replay are all that can be done" in found.note
+    for kind in ("train", "source"):
+        shutil.copytree(finished.program.home / "store" / kind, tmp_path / "store" / kind)
+    found = find_subject(f"{NAME}@champion", settings)
+    assert found.has_gradients
+    assert found.model.digest == record.plan.variants[record.plan.released].train.digest
+    assert found.source is not None
+    assert found.source.digest == record.plan.source.digest
+    assert "measured is the torch model" in found.note
+    with pytest.raises(ValueError, match="no registered model 'other' with alias 'champion'; registered models: digits"):
+        find_subject("other@champion", settings)
+
+
+def test_a_training_can_be_measured(record: Record, finished: Finished) -> None:
+    """Its folder or its file of weights says on which images, against what, and for which noise it was trained."""
+    stages, settings = record.plan.variants[record.plan.released], Settings(home=finished.program.home)
+    for reference in (stages.train.folder, stages.train.folder / "model.safetensors"):
+        found = find_subject(str(reference), settings)
+        assert found.model == stages.train
+        assert (found.threat, found.sigma) == (record.plan.config.threat, None)
+        assert found.source is not None
+        assert found.source.digest == record.plan.source.digest
+    smoothed = find_subject(str(stages.smooth.folder), settings)
+    assert (smoothed.threat, smoothed.sigma) == (None, record.plan.config.smooth.objective.sigma)
+    with pytest.raises(ValueError, match="holds a stage 'evaluate', expected 'train'"):
+        find_subject(str(stages.evaluate.folder), settings)
+
+
+def test_a_measurement_is_recorded_once(record: Record, tmp_path: Path) -> None:
+    """One run with figures and intervals, table, card and figure; a second call adds nothing."""
+    stages = record.plan.variants[record.plan.released]
+    report, sanity = stages.evaluate.finished(EvaluationReport), stages.sanity.finished(SanityReport)
+    assert report is not None
+    assert sanity is not None
+    subject = Subject(title="theirs", note="From elsewhere.", model=stages.train)
+    measurement = describe_evaluation(subject, record.plan.source, stages.evaluate, record.plan.config.threat, report, sanity)
+    files = write_outcome(tmp_path, stages.evaluate, measurement)
+    settings, config = Settings(home=tmp_path), record.plan.config.evaluate
+    runs = {track_measurement(settings, stages.evaluate, measurement, report, config, files) for _ in range(2)}
+    assert len(runs) == 1
+    run = record.tracker.client.get_run(runs.pop())
+    assert run.data.metrics["autoattack_accuracy_low"] == report.autoattack.low
+    assert run.data.metrics["pgd_accuracy"] == report.pgd.value
+    assert run.data.params["evaluate.pgd_steps"] == "5"
+    assert run.data.tags["proxyrob.sanity"] == ("passed" if sanity.passed else "failed")
+    assert run.info.status == "FINISHED"
+    (table,) = record.tracker.client.list_artifacts(run.info.run_id, "tables")
+    assert table.path == "tables/verdicts.parquet"

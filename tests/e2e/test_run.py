@@ -210,14 +210,14 @@ def test_certify_again(finished: Finished, tmp_path: Path) -> None:
     files = ["--tsv", str(table), "--picture", str(picture)]
     done = finished.program("certify", str(finished.output), *asked, "--attack", "l2:0.1", *files)
     assert done.returncode == 0, done.stdout + done.stderr
-    for text in ("5 images", "n ≤ 200", "L2 radius 0.1", "L∞ 1/255", "attacked, so at most", "0 contradictions"):
+    for text in ("5 test images", "n ≤ 200", "L2 radius 0.1", "L∞ 1/255", "attacked, so at most", "0 contradictions"):
         assert text in done.stdout
     assert table.read_text().splitlines()[0] == "idx\tlabel\tpredict\tradius\tcorrect\ttime"
     assert len(table.read_text().splitlines()) == 6
     assert picture.read_bytes().startswith(b"\x89PNG")
     refused = finished.program("certify", str(finished.output), "--images", "41")
     assert refused.returncode == 2
-    assert "more than the 40 images" in refused.stderr
+    assert "expected at most 40, the number of test images, got 41" in refused.stderr
 
 
 def _logits(model: Path, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 import pytest
 
-from flows.plan import Plan, describe_data, pin_config, plan_pipeline
+from flows.describe import describe_data
+from flows.plan import Plan, pin_config, plan_pipeline
 from flows.settings import Settings
 from flows.train_robust import require_shares
 from proxyrob.config import (

@@ -76,7 +76,7 @@ def test_every_broken_image_has_its_adversarial_image(make_stage: MakeStage) -> 
     model, images = random_linear(classes=4), middle_images(10)
     labels = answers(model, images)
     run = _run(model, images, labels, make_stage("evaluate"), threat=parse_threat("linf:0.02"), batch_size=3)
-    parts = [part for part in run.adversarial_images(labels.numpy()) if len(part)]
+    parts = [part for part in run.adversarial_images(labels.numpy(), np.arange(len(labels))) if len(part)]
     assert {row: part.attack for part in parts for row in part.indices} == {
         row: attack for attack, hits in run.broken.items() for row in np.flatnonzero(hits)
     }
@@ -245,17 +245,20 @@ def test_a_killed_run_goes_on_at_its_last_unit(linear_model: Linear, make_stage:
         (100, "standard", 9, "AutoAttack standard"),
         (2, "gate", 1, "gate search"),
         (10, "gate", 9, "gate search"),
+        (2, "black-box", 1, "black-box search (Square)"),
+        (10, "black-box", 9, "black-box search (Square)"),
     ],
 )
 def test_an_ensemble_is_called_what_it_is(classes: int, mode: Mode, targets: int, name: str) -> None:
     """Nine targets and float32 are standard; whatever is not is named otherwise wherever it is described."""
     ensemble = Ensemble(classes, mode)
     assert (ensemble.num_targets, ensemble.name) == (targets, name)
-    for attack in STANDARD_ATTACKS:
+    for attack in ensemble.attacks:
         assert name in ensemble.describe(attack)
         assert ("standard" in ensemble.describe(attack)) == (name == "AutoAttack standard")
-    assert ("margin" in ensemble.describe("apgd-t")) == (classes < 4)
-    assert get_args(Mode) == ("standard", "gate")
+    assert ensemble.attacks == (("square",) if mode == "black-box" else STANDARD_ATTACKS)
+    assert mode == "black-box" or ("margin" in ensemble.describe("apgd-t")) == (classes < 4)
+    assert get_args(Mode) == ("standard", "gate", "black-box")
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])

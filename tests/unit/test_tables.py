@@ -7,7 +7,14 @@ import pandas as pd
 import pytest
 
 from proxyrob.certify import CertificateHeader, certify_classifier, read_certificates
-from proxyrob.compare import compare_certificates, compare_paired, compare_verdicts
+from proxyrob.compare import (
+    Comparison,
+    Incomparable,
+    compare_certificates,
+    compare_paired,
+    compare_verdicts,
+    compare_where_possible,
+)
 from proxyrob.config import CertifyConfig
 from proxyrob.evaluate import STANDARD_ATTACKS, VerdictHeader, robust_rows, tabulate_verdicts
 from proxyrob.source import Split, read_split
@@ -112,6 +119,29 @@ def test_verdicts_on_other_images_are_not_compared(cut: str) -> None:
     other = table.iloc[:-1] if cut == "rows" else table.assign(label=(table.label + 1) % 10)
     with pytest.raises(ValueError, match=f"they are of different images .40 and {len(other)}.; evaluate both alike"):
         compare_verdicts((table, header), (other, header))
+
+
+def _ended_early(broken: int) -> tuple[pd.DataFrame, VerdictHeader]:
+    """The same model, its attacks ended at a target: the last ten of its images were shown to APGD alone."""
+    table, header = _verdicts(broken)
+    table.loc[N - 10 :, ["apgd-t", "fab-t", "square"]] = pd.NA
+    return table, header
+
+
+def test_an_evaluation_that_ended_early_is_not_compared() -> None:
+    """Images that nobody attacked to the end are no evidence of robustness: refused, with their number and the remedy."""
+    reason = "9 of 40 images of the first were not attacked to the end; evaluate both without a target"  # one was wrong before
+    with pytest.raises(ValueError, match=reason):
+        compare_verdicts(_ended_early(5), _verdicts(25))
+    both = "9 of 40 images of the first and 9 of 40 images of the second were not attacked"
+    with pytest.raises(ValueError, match=both):
+        compare_verdicts(_ended_early(5), _ended_early(25))
+    found = compare_where_possible(_verdicts(5), _ended_early(25))
+    assert isinstance(found["clean"], Comparison)
+    assert isinstance(found["pgd"], Comparison)
+    assert isinstance(found["autoattack"], Incomparable)
+    assert found["autoattack"].verdict == "UNDECIDED"
+    assert "images of the second" in found["autoattack"].reason
 
 
 @pytest.mark.parametrize("name", ["seed", "model"])
