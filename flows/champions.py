@@ -56,8 +56,8 @@ class Claim:
         previous = int(champion.version) if champion else None
         if previous == version:
             return
-        self.client.set_registered_model_alias(self.name, CHAMPION, str(version))
         self._note("promoted", version, previous, reason)
+        self.client.set_registered_model_alias(self.name, CHAMPION, str(version))
 
     def withdraw(self, version: int, reason: str) -> bool:
         """Take the alias back from a version; whether it had it.
@@ -68,12 +68,14 @@ class Claim:
         champion = find_champion(self.client, self.name)
         if champion is None or int(champion.version) != version:
             return False
-        self.client.delete_registered_model_alias(self.name, CHAMPION)
         self._note("withdrawn", version, version, reason)
+        self.client.delete_registered_model_alias(self.name, CHAMPION)
         return True
 
     def _note(self, event: Literal["promoted", "withdrawn"], version: int, previous: int | None, reason: str) -> None:
-        at = datetime.now(UTC).isoformat(timespec="microseconds")
+        at = (
+            datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+        )  # MLflow refuses «+» in a tag's name
         change = Change(at=at, event=event, version=version, previous=previous, reason=reason[:LONGEST_REASON])
         self.client.set_registered_model_tag(self.name, f"{CHANGE_TAG}{at}", change.model_dump_json())
 
