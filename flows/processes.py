@@ -71,7 +71,8 @@ def find_listener(port: int) -> str | None:
                 if connection.pid is None:
                     return "a process of another user"
                 with suppress(psutil.Error):
-                    return f"process {connection.pid} ({' '.join(psutil.Process(connection.pid).cmdline())[:80]})"
+                    command = " ".join(psutil.Process(connection.pid).cmdline())
+                    return f"process {connection.pid} ({' '.join(command.split())[:80]})"
     return None
 
 
