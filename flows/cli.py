@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows import cli_certify, cli_compare, cli_data, cli_evaluate, cli_models
+from flows import cli_certify, cli_compare, cli_data, cli_evaluate, cli_models, cli_stack
 from flows.console import (
     RunArgument,
     console,
@@ -126,6 +126,28 @@ def pull(
 
 
 @app.command()
+def history(name: Annotated[str, typer.Argument(help="A registered model, e.g. `digits-linf`.")]) -> None:
+    """Show who was champion when, and why."""
+    settings = prepare_settings()
+    from flows.champions import find_champion, read_history
+    from flows.tracking import Tracker
+
+    with failures():
+        client = Tracker(settings).client
+        changes, champion = read_history(client, name), find_champion(client, name)
+    for change in changes:
+        moment = change.at.partition(".")[0].replace("T", " ")
+        before = f" (before: version {change.previous})" if change.previous not in {None, change.version} else ""
+        console.print(f"{moment} UTC  version {change.version} {change.event}{before}", style="bold", highlight=False)
+        console.print(f"  {escape(change.reason)}", highlight=False, soft_wrap=True)
+    now = None if champion is None else int(champion.version)
+    last = changes[-1] if changes else None
+    expected = last.version if last is not None and last.event == "promoted" else None
+    by_hand = "" if now == expected else "; the alias was changed by hand"
+    console.print(f"now: {'no champion' if now is None else f'version {now}'}{by_hand}", highlight=False)
+
+
+@app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000) -> None:
     """Open MLflow's pages on loopback: compare runs, look at curves and pictures, read model cards."""
     settings = prepare_settings()
@@ -147,6 +169,8 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
 
 
 for command in (cli_evaluate.evaluate, cli_models.replay, cli_certify.certify, cli_models.export):
+    app.command()(command)
+for command in (cli_stack.up, cli_stack.status, cli_stack.down, cli_stack.doctor, cli_stack.deploy, cli_stack.serve):
     app.command()(command)
 app.command("import")(cli_data.import_set)
 app.add_typer(cli_data.app)

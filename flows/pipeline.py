@@ -5,11 +5,13 @@ from typing import Any, cast
 
 from prefect import flow
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.assess import assess_attacks, assess_certificates
 from flows.build_proxy import build_proxy
 from flows.outcome import Outcome
+from flows.parameters import Changes, Output, Preset, WeeklySeed, name_run, week_of
 from flows.plan import pin_config, plan_pipeline
 from flows.release import compare_variants, draw_pictures, export_released, release
 from flows.stages import await_stages, open_worker_session
@@ -21,13 +23,18 @@ from proxyrob.config import load_config
 RUNNER = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=64))
 
 
-@flow(name="proxyrob", flow_run_name="{preset}", task_runner=RUNNER, retries=0)
-def run_pipeline(preset: str = "digits", changes: tuple[str, ...] = (), output: str | None = None) -> dict[str, Any]:
+@flow(name="proxyrob", flow_run_name=name_run, task_runner=RUNNER, retries=0)
+def run_pipeline(
+    preset: Preset = "digits", changes: Changes = (), output: Output = None, weekly_seed: WeeklySeed = False
+) -> dict[str, Any]:
     """From real images to a registered, exported robust model.
 
     ``preset`` is a preset's name or a YAML file, ``changes`` are ``key.path=value``, ``output`` is the folder of
-    ``report.json`` and the pictures. Stages that were done before are not done again. Returns the report.
+    ``report.json`` and the pictures, ``weekly_seed`` takes the calendar week as seed. Stages that were done before are not
+    done again. Returns the report.
     """
+    if weekly_seed:
+        changes = (*changes, f"seed={week_of(flow_run.scheduled_start_time)}")
     with ExitStack() as stack:
         settings = stack.enter_context(open_worker_session()).settings
         config = pin_config(load_config(preset, changes), settings)

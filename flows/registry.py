@@ -3,6 +3,7 @@
 import json
 import logging
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -18,6 +19,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from pydantic import ValidationError
 
+from flows.champions import CHAMPION, claim_decision, find_champion
 from flows.metrics import name_figures
 from flows.plan import Plan, model_name
 from flows.tracking import DIGEST_TAG, Tracker
@@ -31,8 +33,9 @@ from proxyrob.storage import Report
 from proxyrob.storage.files import read_header, write_bytes, write_json
 from proxyrob.types import as_images
 
-CHALLENGER, CHAMPION = "challenger", "champion"
-GATE_TAG, VERDICT_TAG, WAIVED_TAG, WITHDRAWN_TAG = "gate", "gate.verdict", "gate.waived.", "champion.withdrawn"
+CHALLENGER = "challenger"
+GATE_TAG, VERDICT_TAG, WAIVED_TAG = "gate", "gate.verdict", "gate.waived."
+AGAIN_TAG, WITHDRAWN_TAG = "attacked-again", "champion.withdrawn"
 LONGEST_DESCRIPTION = 5000
 """What MLflow's database keeps of a version's description; a longer card lies whole beside the model."""
 
@@ -46,39 +49,69 @@ class Registration(Report):
     decision: GateDecision
 
 
+@dataclass(frozen=True)
+class Champion:
+    """A registered model's champion: its version, the run of its pipeline, and the verdicts it was registered with."""
+
+    name: str
+    version: int
+    parent_run: str
+    verdicts: Verdicts
+
+
 def register_model(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
     """Register the plan's exported model, make it challenger, and champion if the gate says PASS.
 
     Done once for each exported model: a repeated call finds the version and its decision. Where the gate's settings or the
-    sanity checks have changed since, it decides again, and a champion that then FAILs is champion no longer. ``run_id`` is
-    the MLflow run of the released variant.
+    sanity checks have changed since, it decides again, and a champion that then FAILs is champion no longer. Of several runs
+    that do it at the same moment each is compared with the champion that the one before it left. ``run_id`` is the MLflow run
+    of the released variant.
     """
     client, name = tracker.client, model_name(plan.config)
-    found = _find_version(client, name, plan.export.digest)
-    if found is None:
-        found = _register(plan, tracker, run_id, name)
-    number = int(found.version)
-    if (decision := _stored_decision(plan, found)) is not None:
+    with claim_decision(client, name) as claim:
+        found = _find_version(client, name, plan.export.digest)
+        if found is None:
+            found = _register(plan, tracker, run_id, name)
+        number = int(found.version)
+        if (decision := _stored_decision(plan, found)) is not None:
+            return Registration(name=name, version=number, aliases=_aliases(client, name, number), decision=decision)
+        client.set_registered_model_alias(name, CHALLENGER, str(number))
+        decision = _decide(plan, tracker, name, number)
+        _record_decision(client, found, decision, plan.export.verified(CARD).read_text())
+        reason = "; ".join(decision.reasons)
+        if decision.verdict == "PASS":
+            claim.promote(number, reason)
+            if WITHDRAWN_TAG in found.tags:
+                client.delete_model_version_tag(name, str(number), WITHDRAWN_TAG)
+        elif decision.verdict == "FAIL" and claim.withdraw(number, reason):
+            client.set_model_version_tag(name, str(number), WITHDRAWN_TAG, reason)
         return Registration(name=name, version=number, aliases=_aliases(client, name, number), decision=decision)
-    client.set_registered_model_alias(name, CHALLENGER, str(number))
-    decision = _decide(plan, tracker, name, number)
-    _record_decision(client, found, decision, plan.export.verified(CARD).read_text())
-    if decision.verdict == "PASS":
-        client.set_registered_model_alias(name, CHAMPION, str(number))
-        if WITHDRAWN_TAG in found.tags:
-            client.delete_model_version_tag(name, str(number), WITHDRAWN_TAG)
-    elif decision.verdict == "FAIL" and CHAMPION in _aliases(client, name, number):
-        withdraw_champion(client, name, number, "; ".join(decision.reasons))
-    return Registration(name=name, version=number, aliases=_aliases(client, name, number), decision=decision)
 
 
-def withdraw_champion(client: MlflowClient, name: str, number: int, reason: str) -> None:
-    """Take the alias ``champion`` from a version, with the reason on its tags.
+def find_registered_champion(tracker: Tracker, name: str) -> Champion | None:
+    """The champion of a registered model with what it was registered with, or ``None`` where there is none."""
+    version = find_champion(tracker.client, name)
+    if version is None:
+        return None
+    assert version.run_id is not None
+    parent = tracker.client.get_run(version.run_id).data.tags["mlflow.parentRunId"]
+    return Champion(name, int(version.version), parent, _download_verdicts(tracker, version))
 
-    No other version gets it: which one is best now is for the gate to say, when one is registered.
-    """
-    client.set_model_version_tag(name, str(number), WITHDRAWN_TAG, reason)
-    client.delete_registered_model_alias(name, CHAMPION)
+
+def judge_champion(tracker: Tracker, champion: Champion, found: Comparison, reason: str) -> bool:
+    """Write on a champion what attacking it again found, and take the alias back where that is FAIL; whether it was."""
+    number = str(champion.version)
+    tracker.client.set_model_version_tag(champion.name, number, AGAIN_TAG, found.model_dump_json())
+    if found.verdict != "FAIL":
+        return False
+    with claim_decision(tracker.client, champion.name) as claim:
+        withdrawn = claim.withdraw(champion.version, reason)
+    if withdrawn:
+        tracker.client.set_model_version_tag(champion.name, number, WITHDRAWN_TAG, reason)
+        described = tracker.client.get_model_version(champion.name, number).description or ""
+        note = f"**No longer champion:** {reason}\n\n{described}"
+        tracker.client.update_model_version(champion.name, number, description=note[:LONGEST_DESCRIPTION])
+    return withdrawn
 
 
 class RegisteredVersion(Report):
@@ -270,28 +303,23 @@ def _decide(plan: Plan, tracker: Tracker, name: str, number: int) -> GateDecisio
 def _compare(plan: Plan, tracker: Tracker, name: str, number: int) -> tuple[str, Comparison | None, str | None]:
     """Against the champion where there is one, else against the model trained on real images alone."""
     ours = read_verdicts(plan.variants[plan.released].evaluate)
-    champion, gate = _champion(tracker.client, name), plan.config.gate
+    champion, gate = find_champion(tracker.client, name), plan.config.gate
     if champion is not None and int(champion.version) == number:
         champion = None
     if champion is None and plan.released == "real-only":
         return "nothing: it is the first version", None, None
     reference = "the same training on real images alone" if champion is None else f"champion (version {champion.version})"
     try:
-        theirs = read_verdicts(plan.variants["real-only"].evaluate) if champion is None else _download(tracker, champion)
+        theirs = (
+            read_verdicts(plan.variants["real-only"].evaluate) if champion is None else _download_verdicts(tracker, champion)
+        )
         found = compare_verdicts(ours, theirs, margin=gate.margin, confidence=gate.confidence)
     except (ValueError, MlflowException) as error:
         return reference, None, str(error)
     return reference, found["autoattack"], None
 
 
-def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    try:
-        return client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        return None
-
-
-def _download(tracker: Tracker, version: ModelVersion) -> Verdicts:
+def _download_verdicts(tracker: Tracker, version: ModelVersion) -> Verdicts:
     assert version.run_id is not None
     with tempfile.TemporaryDirectory() as folder:
         path = tracker.download(version.run_id, f"tables/{VERDICTS}", Path(folder))

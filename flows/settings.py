@@ -78,6 +78,11 @@ class Settings(BaseSettings):
         return self.home.absolute() / "measurements"
 
     @property
+    def stack(self) -> Path:
+        """State, logs and databases of the servers that ``proxyrob up`` starts."""
+        return self.home.absolute() / "stack"
+
+    @property
     def downloads(self) -> Path:
         """Data sets that were downloaded."""
         return self.home.absolute() / "downloads"
@@ -89,8 +94,13 @@ class Settings(BaseSettings):
 
     @property
     def resolved_tracking_uri(self) -> str:
-        """The MLflow server, or the embedded SQLite file at an absolute path."""
-        return self.tracking_uri or f"sqlite:///{self.home.absolute() / 'mlflow' / 'mlflow.db'}"
+        """The MLflow server, or the embedded store."""
+        return self.tracking_uri or self.embedded_tracking_uri
+
+    @property
+    def embedded_tracking_uri(self) -> str:
+        """MLflow's SQLite file, at an absolute path."""
+        return f"sqlite:///{self.home.absolute() / 'mlflow' / 'mlflow.db'}"
 
 
 def prepare_environment(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
@@ -112,6 +122,7 @@ def prepare_environment(settings: Settings, environment: MutableMapping[str, str
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
     }
     for name, value in defaults.items():

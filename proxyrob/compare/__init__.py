@@ -1,5 +1,6 @@
 """Two models on the same images, two ways of making one over several seeds, and the gate that is built on the first."""
 
+from proxyrob.compare.again import compare_attacked_again
 from proxyrob.compare.bootstrap import BootstrapInterval, bootstrap_difference
 from proxyrob.compare.gate import GateDecision, decide_promotion
 from proxyrob.compare.paired import Comparison, Incomparable, Verdict, compare_paired
@@ -19,6 +20,7 @@ __all__ = [
     "Verdict",
     "bootstrap_difference",
     "check_sandwich",
+    "compare_attacked_again",
     "compare_certificates",
     "compare_over_seeds",
     "compare_paired",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,12 @@ from typing import Any
 
 import pytest
 
+from flows.plan import Plan, plan_pipeline
+from flows.settings import Settings
+from flows.tracking import Tracker
+from proxyrob.config import load_config
+
+NAME = "digits-linf"
 COMMAND = str(Path(sys.executable).with_name("proxyrob"))
 
 TINY = """\
@@ -99,3 +106,28 @@ def finished(make_program: Callable[[], Program]) -> Finished:
     done = program("run", str(program.preset), "--output", str(output))
     assert done.returncode == 0, done.stdout + done.stderr
     return Finished(program, output, done.stdout)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A copy of the finished run's MLflow store, and its plan."""
+
+    tracker: Tracker
+    plan: Plan
+    run_id: str
+
+    def aliases(self) -> dict[str, str]:
+        return {alias: str(version) for alias, version in self.tracker.client.get_registered_model(NAME).aliases.items()}
+
+
+@pytest.fixture
+def record(finished: Finished, tmp_path: Path) -> Record:
+    """The finished run's record, to be written to without disturbing other tests; version 1 is made champion."""
+    home = finished.program.home
+    shutil.copytree(home / "mlflow", tmp_path / "mlflow")
+    tracker = Tracker(Settings(home=tmp_path))
+    plan = plan_pipeline(load_config(str(finished.output / "configuration.yaml")), home / "store")
+    tracker.client.set_registered_model_alias(NAME, "champion", "1")
+    run_id = tracker.client.get_model_version(NAME, "1").run_id
+    assert run_id is not None
+    return Record(tracker, plan, run_id)

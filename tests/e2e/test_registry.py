@@ -6,52 +6,22 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from flows.measurements import describe_evaluation, track_measurement, write_outcome
-from flows.plan import Plan, plan_pipeline
+from flows.plan import Plan
 from flows.registry import pull_model, register_model
 from flows.release import compare_variants
 from flows.settings import Settings
 from flows.subject import Subject, find_subject
-from flows.tracking import Tracker
-from proxyrob.config import load_config
 from proxyrob.evaluate import STANDARD, EvaluationReport, SanityReport, read_verdicts
 from proxyrob.evaluate.verdicts import VERDICTS, summarise
 from proxyrob.export import CARD, CARD_JSON, MODEL, ExportReport
 from proxyrob.storage import Stage
 from proxyrob.storage.files import write_table
-from tests.e2e.conftest import Finished
-
-NAME = "digits-linf"
+from tests.e2e.conftest import NAME, Record
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """A copy of the finished run's MLflow store, and its plan."""
-
-    tracker: Tracker
-    plan: Plan
-    run_id: str
-
-    def aliases(self) -> dict[str, str]:
-        return {alias: str(version) for alias, version in self.tracker.client.get_registered_model(NAME).aliases.items()}
-
-
-@pytest.fixture
-def record(finished: Finished, tmp_path: Path) -> Record:
-    """The finished run's record, to be written to without disturbing other tests; version 1 is made champion."""
-    home = finished.program.home
-    shutil.copytree(home / "mlflow", tmp_path / "mlflow")
-    tracker = Tracker(Settings(home=tmp_path))
-    plan = plan_pipeline(load_config(str(finished.output / "configuration.yaml")), home / "store")
-    tracker.client.set_registered_model_alias(NAME, "champion", "1")
-    run_id = tracker.client.get_model_version(NAME, "1").run_id
-    assert run_id is not None
-    return Record(tracker, plan, run_id)
-
-
-def _successor(plan: Plan, folder: Path, verdicts: pd.DataFrame, **conditions: str) -> Plan:
+def succeed(plan: Plan, folder: Path, verdicts: pd.DataFrame, **conditions: str) -> Plan:
     """A plan whose released model has other verdicts, and an export of its own."""
     stages = plan.variants[plan.released]
     _, header = read_verdicts(stages.evaluate)
@@ -68,7 +38,7 @@ def _successor(plan: Plan, folder: Path, verdicts: pd.DataFrame, **conditions: s
     return dataclasses.replace(plan, variants=variants, export=export)
 
 
-def _all_broken(plan: Plan) -> pd.DataFrame:
+def break_all(plan: Plan) -> pd.DataFrame:
     table, _ = read_verdicts(plan.variants[plan.released].evaluate)
     standing = table.broken_by.isna()
     table.loc[standing, "apgd-ce"] = True
@@ -108,7 +78,7 @@ def test_figures_have_their_intervals_on_the_version(record: Record) -> None:
 
 def test_a_worse_challenger_is_not_promoted(record: Record, tmp_path: Path) -> None:
     """A model that every attack breaks becomes challenger, FAILs the gate with its evidence, and the champion stays."""
-    worse = _successor(record.plan, tmp_path / "worse", _all_broken(record.plan))
+    worse = succeed(record.plan, tmp_path / "worse", break_all(record.plan))
     found = register_model(worse, record.tracker, record.run_id)
     assert found.decision.verdict == "FAIL"
     assert found.decision.reference == "champion (version 1)"
@@ -122,7 +92,7 @@ def test_a_worse_challenger_is_not_promoted(record: Record, tmp_path: Path) -> N
 def test_an_equal_challenger_is_promoted_within_the_margin(record: Record, tmp_path: Path) -> None:
     """A model with the champion's own verdicts passes when the interval lies inside the margin, and becomes champion."""
     table, _ = read_verdicts(record.plan.variants[record.plan.released].evaluate)
-    equal = _successor(record.plan, tmp_path / "equal", table)
+    equal = succeed(record.plan, tmp_path / "equal", table)
     equal = dataclasses.replace(equal, config=equal.config.replace(gate={"margin": 0.2}))
     found = register_model(equal, record.tracker, record.run_id)
     assert found.decision.verdict == "PASS"
@@ -132,7 +102,7 @@ def test_an_equal_challenger_is_promoted_within_the_margin(record: Record, tmp_p
 def test_results_under_another_threat_are_not_compared(record: Record, tmp_path: Path) -> None:
     """Verdicts under another epsilon decide nothing: UNDECIDED, with the reason."""
     table, _ = read_verdicts(record.plan.variants[record.plan.released].evaluate)
-    other = _successor(record.plan, tmp_path / "other", table, epsilon="1/20")
+    other = succeed(record.plan, tmp_path / "other", table, epsilon="1/20")
     found = register_model(other, record.tracker, record.run_id)
     assert found.decision.verdict == "UNDECIDED"
     assert "epsilon is 1/20 and 1/10" in found.decision.reasons[-1]
@@ -153,7 +123,7 @@ def _with_failed_check(plan: Plan, folder: Path) -> Plan:
 def test_a_failed_check_blocks_promotion_until_it_is_waived(record: Record, tmp_path: Path) -> None:
     """FAIL without a waiver; with one PASS, and the reason stands on tags, description and card; FAIL when it is withdrawn."""
     table, _ = read_verdicts(record.plan.variants[record.plan.released].evaluate)
-    plan = _with_failed_check(_successor(record.plan, tmp_path / "equal", table), tmp_path)
+    plan = _with_failed_check(succeed(record.plan, tmp_path / "equal", table), tmp_path)
 
     def decide(**waivers: str) -> tuple[str, dict[str, str], str]:
         configured = dataclasses.replace(plan, config=plan.config.replace(gate={"margin": 0.2, "waivers": waivers}))
