@@ -158,8 +158,12 @@ class _Reading(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         own = args[:1]
-        args, given = tree_map(lambda leaf: self._changed.get(id(leaf), (leaf, leaf))[1], (args, kwargs or {}))
-        followed = [self._followed[id(leaf)] for leaf in tree_leaves((args, given)) if id(leaf) in self._followed]
+        given = kwargs or {}
+        leaves = _leaves(args, given)
+        if self._changed and any(id(leaf) in self._changed for leaf in leaves):
+            args, given = tree_map(lambda leaf: self._changed.get(id(leaf), (leaf, leaf))[1], (args, given))
+            leaves = _leaves(args, given)
+        followed = [self._followed[id(leaf)] for leaf in leaves if id(leaf) in self._followed]
         if not followed:
             return func(*args, **given)
         if getattr(func, "__name__", "") in METADATA:
@@ -186,7 +190,7 @@ class _Reading(TorchFunctionMode):
         first, *others = followed
         if args[0] is not first.values:
             return None
-        if func is F.conv2d and not others and (convolution := Convolution.of(args, given)) is not None:
+        if not others and (convolution := Convolution.of(func, args, given)) is not None:
             return self.convolve(first, convolution)
         if func in ADDITIONS and len(args) == 2 and len(others) == 1 and not given:
             return self.add(first, others[0])
@@ -217,9 +221,7 @@ class _Recording(_Reading):
         self.saved_operations = 0
 
     def convolve(self, given: _Followed, convolution: Convolution) -> Tensor | None:
-        values = F.conv2d(
-            given.values, convolution.weight, convolution.bias, convolution.stride, convolution.padding, 1, convolution.groups
-        )
+        values = convolution.compute(given.values)
         layer = _Kept(values)
         window = convolution.reached(given.window, layer.whole)
         if self._note(layer, window):
@@ -262,7 +264,7 @@ class _Rereading(_Reading):
         if layer is None:
             return None
         window = convolution.reached(given.window, layer.whole)
-        return self._keep(layer, window, convolution.compute(given.around(convolution.seen(window))))
+        return self._keep(layer, window, convolution.compute_inside(given.around(convolution.seen(window))))
 
     def add(self, one: _Followed, other: _Followed) -> Tensor | None:
         layer = next(self._steps)
@@ -282,6 +284,12 @@ class _Rereading(_Reading):
     def _keep(self, layer: _Layer, window: Window, values: Tensor) -> Tensor:
         self.kept.append(_Followed(layer, window, values))
         return self.follow(layer, window, values)
+
+
+def _leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Everything that a function is given, also inside lists: most are given none, which is told faster than followed."""
+    flat = [*args, *kwargs.values()]
+    return tree_leaves(flat) if any(isinstance(leaf, list | tuple | dict) for leaf in flat) else flat
 
 
 def _changes_input(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:

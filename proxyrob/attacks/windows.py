@@ -1,11 +1,14 @@
 """Rectangles of images, and which outputs of a convolution see them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+from proxyrob.models.packed import PackedWeights, convolve_packed
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,23 @@ class Window:
 
 @dataclass(frozen=True)
 class Convolution:
-    """The arguments of a convolution."""
+    """The arguments of a convolution; ``packed`` where they came as rearranged weights."""
 
     weight: Tensor
     bias: Tensor | None
     stride: tuple[int, int]
     padding: tuple[int, int]
     groups: int
+    packed: PackedWeights | None = None
 
     @staticmethod
-    def of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Convolution | None":
-        """``None`` for one that is not followed: dilated, or padded by the name of a rule."""
+    def of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Convolution | None":
+        """``None`` for another function, or one that is not followed: dilated, or padded by the name of a rule."""
+        if func is convolve_packed:
+            packed: PackedWeights = args[1]
+            return Convolution(packed.weight, packed.bias, packed.stride, packed.padding, 1, packed)
+        if func is not F.conv2d:
+            return None
         names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         given = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
         given |= {**dict(zip(names, args, strict=False)), **kwargs}
@@ -89,7 +98,17 @@ class Convolution:
         )
 
     def compute(self, values: Float[Tensor, "b c k l"]) -> Float[Tensor, "b d i j"]:
-        return F.conv2d(values, self.weight, self.bias, self.stride, 0, 1, self.groups)
+        """Of all inputs, over whose edges it reaches."""
+        return self._convolve(values, self.padding)
+
+    def compute_inside(self, values: Float[Tensor, "b c k l"]) -> Float[Tensor, "b d i j"]:
+        """Of the inputs that some outputs see, over whose edges it does not reach."""
+        return self._convolve(values, (0, 0))
+
+    def _convolve(self, values: Float[Tensor, "b c k l"], padding: tuple[int, int]) -> Float[Tensor, "b d i j"]:
+        if self.packed is not None:
+            return self.packed.convolve(values, padding)
+        return F.conv2d(values, self.weight, self.bias, self.stride, padding, 1, self.groups)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, has_torch_function_unary
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from proxyrob.device import eval_mode
+from proxyrob.models.packed import PackedConv2d
 
 TOLERANCE = 1e-3
 """By which share of the largest logit a folded model may differ from the model; rounding is a thousand times smaller."""
+
+VALUES_AT_ONCE = 64 * 3072
+"""On the CPU more images are read piece by piece: what layers leave for the next one then stays in the caches."""
 
 Pair = tuple[str, str]
 """The names of a convolution and of the batch normalisation that follows it."""
@@ -28,9 +32,9 @@ class FoldedCopy(nn.Module):
     """What ``model`` computes in eval mode, to rounding, with each batch normalisation made part of the convolution before it.
 
     Which belong together is found by watching ``model`` read ``example``, and is proved on it: where the logits would not
-    be the same, nothing is folded. Tensors are in the channels_last layout, and no gradient with respect to a weight is
-    ever computed. With a ``dtype`` of less precision, convolutions, linear and normalisation layers compute in it; images
-    are taken and logits given in float32 either way.
+    be the same, nothing is folded. Tensors are in the channels_last layout, on the CPU weights are rearranged once and not at
+    every reading, and no gradient with respect to a weight is ever computed. With a ``dtype`` of less precision,
+    convolutions, linear and normalisation layers compute in it; images are taken and logits given in float32 either way.
 
     The copy does not follow the model: ``refresh`` takes over its weights and running statistics as they are by then.
     """
@@ -49,6 +53,7 @@ class FoldedCopy(nn.Module):
         if not bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max()):
             self.network, self.pairs = _fold(model, ()), ()
         self.dtype = dtype
+        _pack(self.network, dtype)
         self.requires_grad_(False)
         self.eval()
         for module in self.network.modules():
@@ -60,7 +65,12 @@ class FoldedCopy(nn.Module):
         self.refresh()
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        return self.network(images.contiguous(memory_format=torch.channels_last)).float()
+        images = images.contiguous(memory_format=torch.channels_last)
+        size = max(VALUES_AT_ONCE // images.shape[1:].numel(), 1)
+        is_followed = has_torch_function_unary(images)  # by somebody who has to see all images together
+        if len(images) <= size or images.device.type != "cpu" or is_followed:
+            return self.network(images).float()
+        return torch.cat([self.network(piece) for piece in images.split(size)]).float()
 
     def train(self, mode: bool = True) -> "FoldedCopy":
         """Stays in eval mode: there is nothing in it to train."""
@@ -91,6 +101,9 @@ class FoldedCopy(nn.Module):
             assert target.bias is not None
             target.weight.copy_(weight)
             target.bias.copy_(bias)
+        for module in self.network.modules():
+            if isinstance(module, PackedConv2d):
+                module.unpack()
 
 
 def _find_pairs(model: nn.Module, example: Tensor) -> tuple[Pair, ...]:
@@ -157,6 +170,15 @@ def _fold(model: nn.Module, pairs: tuple[Pair, ...]) -> nn.Module:
         parent, _, name = norm_name.rpartition(".")
         setattr(copy.get_submodule(parent), name, nn.Identity())
     return copy
+
+
+def _pack(network: nn.Module, dtype: torch.dtype) -> None:
+    """Put convolutions in place that need not rearrange their weights at every call."""
+    for name, module in list(network.named_modules()):
+        if name and PackedConv2d.can_replace(module, dtype):
+            assert isinstance(module, nn.Conv2d)
+            parent, _, own_name = name.rpartition(".")
+            setattr(network.get_submodule(parent), own_name, PackedConv2d(module))
 
 
 def _cast_input(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

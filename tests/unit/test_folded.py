@@ -155,3 +155,21 @@ def test_what_cannot_be_folded(module: type[nn.Module]) -> None:
     assert copy.pairs == ()
     assert count_norms(copy) == 1
     torch.testing.assert_close(copy(images), plain_logits(model, images))
+
+
+def test_many_images_are_read_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU no layer is given more values than its caches hold; logits and gradients are those of all images at once."""
+    classifier, images = trained(ResnetModel(widths=(4, 8))), random_images(7, shape=COLOUR, seed=9)
+    copy = FoldedCopy(classifier, example=images[:2])
+    sizes: list[int] = []
+    copy.network.register_forward_hook(lambda _module, given, _output: sizes.append(len(given[0])))
+
+    def read() -> tuple[Tensor, Tensor]:
+        leaf = images.clone().requires_grad_(True)
+        logits = copy(leaf)
+        return logits.detach(), torch.autograd.grad(logits.square().sum(), leaf)[0]
+
+    at_once = read()
+    monkeypatch.setattr("proxyrob.models.folded.VALUES_AT_ONCE", 3 * images[0].numel())
+    torch.testing.assert_close(read(), at_once)
+    assert sizes == [7, 3, 3, 1]

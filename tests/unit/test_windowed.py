@@ -68,6 +68,15 @@ def test_logits_are_those_of_the_whole_model(model: ModelConfig, precision: torc
     assert windowed.saved_operations > 0
 
 
+def test_windows_are_followed_in_more_images_than_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folded copy that reads many images piece by piece shows all of them to whoever follows them."""
+    images = random_images(4, shape=SHAPE)
+    copy = FoldedCopy(_network(CnnModel(widths=(4, 8, 8))), example=images)
+    monkeypatch.setattr("proxyrob.models.folded.VALUES_AT_ONCE", images[0].numel())
+    with torch.no_grad():
+        assert _compare(copy, images).saved_operations > 0
+
+
 class _Custom(nn.Module):
     """A convolution, then anything."""
 
