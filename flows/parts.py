@@ -15,7 +15,7 @@ from flows.parameters import Changes, Preset, name_run
 from flows.pipeline import RUNNER
 from flows.plan import Plan, pin_config, plan_pipeline
 from flows.stages import await_stages, current_session, open_worker_session
-from flows.train_robust import train_robust, train_smooth
+from flows.train_robust import require_shares, train_robust, train_smooth
 from proxyrob.config import load_config
 
 
@@ -51,7 +51,9 @@ def assess_models(preset: Preset = "digits", changes: Changes = ()) -> dict[str,
 def _planned(preset: str, changes: tuple[str, ...]) -> Iterator[Plan]:
     with open_worker_session() as session:
         settings = session.settings
-        yield plan_pipeline(pin_config(load_config(preset, changes), settings), settings.store, settings.place)
+        plan = plan_pipeline(pin_config(load_config(preset, changes), settings), settings.store, settings.place)
+        require_shares(plan, settings.processes)
+        yield plan
 
 
 def _train(plan: Plan, built: DataFutures) -> tuple[dict, dict]:

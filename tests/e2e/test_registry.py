@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from flows.measurements import describe_evaluation, track_measurement, write_outcome
 from flows.plan import Plan
@@ -18,7 +19,7 @@ from proxyrob.evaluate.verdicts import VERDICTS, summarise
 from proxyrob.export import CARD, CARD_JSON, MODEL, ExportReport
 from proxyrob.storage import Stage
 from proxyrob.storage.files import write_table
-from tests.e2e.conftest import NAME, Record
+from tests.e2e.conftest import NAME, Finished, Record
 
 
 def succeed(plan: Plan, folder: Path, verdicts: pd.DataFrame, **conditions: str) -> Plan:
@@ -156,7 +157,7 @@ def test_a_gate_whose_attacks_ended_early_is_undecided(record: Record, tmp_path:
     """Images that nobody attacked to the end promote nobody, against the champion or the model of real images alone."""
     table, _ = read_verdicts(record.plan.variants[record.plan.released].evaluate)
     table.loc[table.broken_by.isna(), "square"] = None
-    early = _successor(record.plan, tmp_path / "early", table)
+    early = succeed(record.plan, tmp_path / "early", table)
     found = register_model(early, record.tracker, record.run_id)
     assert (found.decision.verdict, found.decision.reference) == ("UNDECIDED", "champion (version 1)")
     record.tracker.client.delete_registered_model_alias(NAME, "champion")
