@@ -116,7 +116,7 @@ def _steps_alone(task: dict[str, Any], config: RobustTrainConfig) -> list[tuple[
 def quality(task: dict[str, Any]) -> dict[str, Any]:
     """Train on CIFAR-10 images with one seed: clean and PGD-20 accuracy on validation images, measured in float32.
 
-    ``losses`` are those of the first steps, each a mean of ten.
+    ``losses`` are those of every tenth of the first steps.
     """
     config = RobustTrainConfig(
         objective=PgdObjective(attack_steps=5, relative_step=0.4),
