@@ -61,7 +61,7 @@ def test_a_champion_that_falls_is_withdrawn(record: Record, tmp_path: Path) -> N
     assert judge_champion(record.tracker, champion, found, "it fell")
     assert "champion" not in record.aliases()
     version = record.tracker.client.get_model_version(NAME, "1")
-    assert version.tags["withdrawn"] == "it fell"
+    assert version.tags["champion.withdrawn"] == "it fell"
     assert (version.description or "").startswith("**No longer champion:** it fell\n\n# digits-linf")
     assert read_history(record.tracker.client, NAME)[-1].event == "withdrawn"
     assert find_registered_champion(record.tracker, NAME) is None
