@@ -13,10 +13,9 @@ from flows.settings import CONFIGURATION, Settings
 from proxyrob.config import CertifyConfig, EvaluateConfig
 from proxyrob.models import MODEL_FILES, GivenReport, adopt_model, identify_model
 from proxyrob.storage import Stage
-from proxyrob.storage.stage import StageRecord
+from proxyrob.storage.stage import RECORD, StageRecord
 from proxyrob.threat import Threat, parse_threat
 
-RECORD = "stage.json"
 REGISTERED = re.compile(r"(?:models:/)?([\w.-]+)(@[\w.-]+|/\d+)")
 BLACK_BOX_ONLY = "no gradients are known of an ONNX file: black-box attacks and replay are all that can be done"
 

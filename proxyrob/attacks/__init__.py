@@ -2,6 +2,7 @@
 
 from proxyrob.attacks.apgd import attack_apgd, attack_apgd_targeted, targeted_dlr, targeted_margin
 from proxyrob.attacks.fab import attack_fab
+from proxyrob.attacks.margin import margins
 from proxyrob.attacks.pgd import attack_pgd
 from proxyrob.attacks.projection import project, random_start
 from proxyrob.attacks.square import attack_square
@@ -15,6 +16,7 @@ __all__ = [
     "attack_fab",
     "attack_pgd",
     "attack_square",
+    "margins",
     "project",
     "random_start",
     "targeted_dlr",

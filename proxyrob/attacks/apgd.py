@@ -3,14 +3,14 @@ Parameter-free Attacks», algorithm 1), on the cross-entropy and, aimed at one c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proxyrob.attacks.standing import Attacked, Confirm, Standing, believe
+from proxyrob.attacks.standing import Attacked, Confirm, RowState, Standing, believe
 from proxyrob.device import eval_mode, frozen
 from proxyrob.threat import Threat
 
@@ -95,7 +95,7 @@ def attack_apgd_targeted(
 
 
 @dataclass
-class _Climb:
+class _Climb(RowState):
     """How far the climb is: one row for each image that still stands. ``lower`` and ``upper`` bound its pixels."""
 
     rows: Int64[Tensor, " m"]
@@ -115,12 +115,6 @@ class _Climb:
     best_loss: Float[Tensor, " m"]
     best_at_look: Float[Tensor, " m"]
     was_halved: Bool[Tensor, " m"]
-
-    def keep(self, chosen: Bool[Tensor, " m"]) -> None:
-        """Forget the other rows."""
-        if not bool(chosen.all()):
-            for field in fields(self):
-                setattr(self, field.name, getattr(self, field.name)[chosen])
 
 
 def _climb(

@@ -2,13 +2,13 @@
 class after another.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from proxyrob.attacks.standing import Attacked, Confirm, Standing, believe
+from proxyrob.attacks.standing import Attacked, Confirm, RowState, Standing, believe
 from proxyrob.device import eval_mode, frozen
 from proxyrob.threat import Norm, Threat
 
@@ -66,7 +66,7 @@ def attack_fab(
 
 
 @dataclass
-class _Search:
+class _Search(RowState):
     """How far the search is: one row for each image that still stands.
 
     Where ``linearised``, the hyperplane ⟨weight, z⟩ = offset is the one on which the logits of label and target are equal,
@@ -82,12 +82,6 @@ class _Search:
     linearised: Bool[Tensor, " m"]
     weight: Float[Tensor, "m d"]
     offset: Float[Tensor, " m"]
-
-    def keep(self, chosen: Bool[Tensor, " m"]) -> None:
-        """Forget the other rows."""
-        if not bool(chosen.all()):
-            for field in fields(self):
-                setattr(self, field.name, getattr(self, field.name)[chosen])
 
 
 def _search(model: nn.Module, search: _Search, threat: Threat, steps: int, standing: Standing) -> None:

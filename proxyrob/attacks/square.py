@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from proxyrob.attacks.margin import margins
 from proxyrob.attacks.standing import Attacked, Confirm, Standing, believe
 from proxyrob.attacks.windowed import WindowedModel
 from proxyrob.attacks.windows import Window
@@ -52,17 +53,17 @@ def attack_square(
     with eval_mode(model), torch.no_grad():
         reader = _Reader(model)
         rows, best = standing.rows, images.clone()
-        margins = torch.full((len(images),), torch.inf, device=images.device)
+        least = torch.full((len(images),), torch.inf, device=images.device)
         for query in range(queries + 1):
             window, patch = search.begin() if query == 0 else search.propose(query - 1, best)
-            found = _margins(reader.read(best, window, patch), labels[rows])
-            lower = found < margins
-            margins = torch.where(lower, found, margins)
+            found = -margins(reader.read(best, window, patch), labels[rows])
+            lower = found < least
+            least = torch.where(lower, found, least)
             best[window.place][lower] = patch[lower]
             reader.accept(lower)
-            stays = standing.break_with(rows, best, lower & (margins <= 0))
+            stays = standing.break_with(rows, best, lower & (least <= 0))
             if not bool(stays.all()):
-                rows, best, margins = rows[stays], best[stays], margins[stays]
+                rows, best, least = rows[stays], best[stays], least[stays]
                 search.keep(stays)
                 reader.keep(stays)
             if not len(rows):
@@ -106,12 +107,6 @@ class _Reader:
         """The other images are out."""
         if self._windowed is not None:
             self._windowed.keep(rows)
-
-
-def _margins(logits: Float[Tensor, "m k"], labels: Int64[Tensor, " m"]) -> Float[Tensor, " m"]:
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return own.squeeze(1) - others.amax(1)
 
 
 class _Draws:

@@ -1,7 +1,7 @@
 """The images of a batch that still stand, and the adversarial images of those that do not."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -22,6 +22,17 @@ class Attacked:
 
     images: Float[Tensor, "b c h w"]
     broken: Bool[Tensor, " b"]
+
+
+@dataclass
+class RowState:
+    """Tensors that have a row for each image that still stands: the fields of the dataclass that inherits this."""
+
+    def keep(self, chosen: Bool[Tensor, " m"]) -> None:
+        """Forget the other rows."""
+        if not bool(chosen.all()):
+            for field in fields(self):
+                setattr(self, field.name, getattr(self, field.name)[chosen])
 
 
 class Standing:

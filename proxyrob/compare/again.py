@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from proxyrob.compare.paired import Comparison, compare_paired
-from proxyrob.compare.tables import Verdicts
+from proxyrob.compare.tables import Verdicts, are_of_same_images
 from proxyrob.evaluate import STANDARD_ATTACKS, robust_rows
 
 
@@ -31,7 +31,7 @@ def compare_attacked_again(
                 raise ValueError(
                     f"these evaluations are not of the same model on the same images: {name} is {ours} and {theirs}"
                 )
-        if not np.array_equal(table["index"], other["index"]) or not np.array_equal(table.label, other.label):
+        if not are_of_same_images(table, other):
             raise ValueError(f"these evaluations are of different images ({len(table)} and {len(other)})")
         still &= robust_rows(other, tuple(other_header.attacks))
     return compare_paired(still, withstood, margin=margin, confidence=confidence)

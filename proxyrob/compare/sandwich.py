@@ -5,6 +5,7 @@ import pandas as pd
 from scipy import stats
 
 from proxyrob.certify import CertificateHeader, SmoothAttackHeader, certified_rows, lower_bound
+from proxyrob.compare.tables import are_of_same_images
 from proxyrob.intervals import Measured, measure_share
 from proxyrob.storage import Report
 from proxyrob.threat import parse_threat
@@ -59,7 +60,7 @@ def check_sandwich(certificates: Certificates, attacks: SmoothAttacks) -> Sandwi
             raise ValueError(
                 f"certificates and attack cannot be joined: {name} is {ours} and {theirs}; attack what was certified"
             )
-    if not np.array_equal(table["index"], attacked["index"]) or not np.array_equal(table.label, attacked.label):
+    if not are_of_same_images(table, attacked):
         raise ValueError("certificates and attack cannot be joined: they are of different images")
     threat = parse_threat(f"{other.norm}:{other.epsilon}")
     certified = certified_rows(table, threat.enclosing_l2_radius(header.num_values))

@@ -43,7 +43,7 @@ def compare_where_possible(
     """As ``compare_verdicts``, but the figures that an early end leaves open are UNDECIDED, with the reason."""
     (table, header), (other_table, other_header) = candidate, reference
     require_same_conditions(header, other_header)
-    if not np.array_equal(table["index"], other_table["index"]) or not np.array_equal(table.label, other_table.label):
+    if not are_of_same_images(table, other_table):
         raise ValueError(
             "these two evaluations cannot be compared: they are of different images "
             f"({len(table)} and {len(other_table)}); evaluate both alike: on the same images"
@@ -59,6 +59,11 @@ def compare_where_possible(
             ours, theirs = robust_rows(table, attacks), robust_rows(other_table, attacks)
             found[name] = compare_paired(ours, theirs, margin=margin, confidence=confidence)
     return found
+
+
+def are_of_same_images(table: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two tables have the same rows of the split, in the same order, with the same labels."""
+    return np.array_equal(table["index"], other["index"]) and np.array_equal(table.label, other.label)
 
 
 def count_spared(table: pd.DataFrame, attacks: tuple[str, ...]) -> int:
@@ -107,7 +112,7 @@ def compare_certificates(
         ours, theirs = getattr(header, name), getattr(other_header, name)
         if ours != theirs:
             raise ValueError(f"these two certifications cannot be compared: {name} is {ours} and {theirs}; certify both alike")
-    if not np.array_equal(table["index"], other_table["index"]) or not np.array_equal(table.label, other_table.label):
+    if not are_of_same_images(table, other_table):
         raise ValueError("these two certifications cannot be compared: they are of different images")
     compared = {f"certified_{radius:g}": radius for radius in radii}
     compared |= {f"certified_linf_{threat.epsilon}": threat.enclosing_l2_radius(header.num_values) for threat in linf}

@@ -1,23 +1,20 @@
 """Attacking a model whose gradients nobody has, such as an ONNX file: a search by its logits alone, never called AutoAttack."""
 
-import time
-
 from proxyrob.config.evaluate import BlackBoxConfig
-from proxyrob.evaluate.adversarial import ADVERSARIAL, AdversarialHeader, predict_classes, write_adversarial
+from proxyrob.evaluate.adversarial import predict_classes
 from proxyrob.evaluate.autoattack import run_autoattack
-from proxyrob.evaluate.shared import EndedElsewhere
 from proxyrob.evaluate.verdicts import (
-    VERDICTS,
-    VerdictHeader,
+    conclude_evaluation,
+    describe_verdicts,
+    evaluate_once,
     robust_rows,
     tabulate_verdicts,
 )
 from proxyrob.intervals import Measured, measure_share
 from proxyrob.models import load_model
 from proxyrob.rng import Streams
-from proxyrob.source import read_rows, read_split, source_report
+from proxyrob.source import read_rows, read_split
 from proxyrob.storage import DataPlace, Report, Stage
-from proxyrob.storage.files import write_table
 from proxyrob.threat import Threat
 from proxyrob.types import OnProgress, no_progress
 
@@ -48,56 +45,49 @@ def evaluate_black_box(
 
     Randomness: that of AutoAttack's Square, from ``evaluate/autoattack``.
     """
-    if (report := stage.finished(BlackBoxReport)) is not None:
-        return report
-    started = time.monotonic()
-    split, real, rows = read_split(source, "test"), source_report(source), read_rows(source)
+    return evaluate_once(
+        stage,
+        BlackBoxReport,
+        lambda started: _evaluate(config, source, model, threat, seed, stage, device, on_progress, started),
+    )
+
+
+def _evaluate(
+    config: BlackBoxConfig,
+    source: Stage,
+    model: Stage,
+    threat: Threat,
+    seed: int,
+    stage: Stage,
+    device: str,
+    on_progress: OnProgress,
+    started: float,
+) -> BlackBoxReport:
+    split, rows = read_split(source, "test"), read_rows(source)
     classifier = load_model(model, device)
     predictions = predict_classes(classifier, split.images, batch_size=config.batch_size, device=device).numpy()
-    try:
-        run = run_autoattack(
-            classifier,
-            split.images,
-            split.targets,
-            threat,
-            batch_size=config.batch_size,
-            seed=Streams(seed).entropy("evaluate/autoattack"),
-            units=DataPlace.of(stage.scratch / "black-box"),
-            mode="black-box",
-            device=device,
-            has_ended=stage.is_whole,
-            on_progress=on_progress,
-        )
-        conditions = {"norm": threat.norm, "epsilon": str(threat.epsilon), "split": "test", "model": model.digest}
-        header = VerdictHeader.model_validate(
-            {
-                **conditions,
-                "attacks": {name: run.ensemble.describe(name) for name in run.ensemble.attacks},
-                "seed": seed,
-                "data_sha256": real.content_sha256,
-                "subset": real.subset,
-            }
-        )
-        kept = AdversarialHeader.model_validate(
-            {**conditions, "image_shape": real.image_shape, "data_sha256": real.content_sha256}
-        )
-        table = tabulate_verdicts(split.labels, predictions, run.broken, {}, run.attacked, rows=rows)
-        counts = table.broken_by.value_counts()
-        found = report = BlackBoxReport(
-            clean=measure_share(int(robust_rows(table, ()).sum()), len(table)),
-            black_box=measure_share(int(robust_rows(table, run.ensemble.attacks).sum()), len(table)),
-            ensemble=run.ensemble.name,
-            broken_by={str(name): int(count) for name, count in sorted(counts.items())},
-        )
-
-        def conclude() -> None:
-            write_table(stage.folder / VERDICTS, table, header.model_dump(mode="json"))
-            write_adversarial(stage.folder / ADVERSARIAL, run.adversarial_images(split.labels, rows), kept)
-            stage.finish(found, [VERDICTS, ADVERSARIAL], started)
-
-        run.work.conclude(conclude)
-    except (EndedElsewhere, FileNotFoundError):  # the second: another worker finished and cleared the scratch folder just now
-        if (report := stage.finished(BlackBoxReport)) is None:
-            raise
-    stage.clear()
+    run = run_autoattack(
+        classifier,
+        split.images,
+        split.targets,
+        threat,
+        batch_size=config.batch_size,
+        seed=Streams(seed).entropy("evaluate/autoattack"),
+        units=DataPlace.of(stage.scratch / "black-box"),
+        mode="black-box",
+        device=device,
+        has_ended=stage.is_whole,
+        on_progress=on_progress,
+    )
+    attacks = {name: run.ensemble.describe(name) for name in run.ensemble.attacks}
+    header = describe_verdicts(source, model, threat, seed, attacks)
+    table = tabulate_verdicts(split.labels, predictions, run.broken, {}, run.attacked, rows=rows)
+    counts = table.broken_by.value_counts()
+    report = BlackBoxReport(
+        clean=measure_share(int(robust_rows(table, ()).sum()), len(table)),
+        black_box=measure_share(int(robust_rows(table, run.ensemble.attacks).sum()), len(table)),
+        ensemble=run.ensemble.name,
+        broken_by={str(name): int(count) for name, count in sorted(counts.items())},
+    )
+    conclude_evaluation(stage, report, table, header, run, run.adversarial_images(split.labels, rows), started)
     return report

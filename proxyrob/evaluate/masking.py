@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proxyrob.attacks import attack_pgd
+from proxyrob.attacks import attack_pgd, margins
 from proxyrob.config.evaluate import CheckName
 from proxyrob.evaluate.answers import check_answers, check_buffers
 from proxyrob.evaluate.checks import SanityCheck, judge, not_run
@@ -138,12 +138,6 @@ def attack_through_twin(
         f"(which itself errs on {fooled})",
         threshold,
     )
-
-
-def margins(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The largest logit of another class less that of the label: positive where the image is misclassified."""
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
 
 
 def _check_margin_gradients(model: nn.Module, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> SanityCheck:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from proxyrob.attacks import margins
 from proxyrob.errors import DataIntegrityError
 from proxyrob.evaluate.checks import SanityCheck, SanityReport, judge, not_run
 from proxyrob.evaluate.masking import (
@@ -19,7 +20,6 @@ from proxyrob.evaluate.masking import (
     attack_again,
     attack_through_twin,
     inspect_model,
-    margins,
 )
 from proxyrob.evaluate.verdicts import read_verdicts, robust_rows
 from proxyrob.label import LabelReport

@@ -1,43 +1,39 @@
 """The verdict table: one row per image, the verdict of every attack. Every accuracy is derived from it, none is typed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
-from torch.nn import functional as F
+from jaxtyping import Bool, Int64
 
-from proxyrob.attacks import Attacked, attack_pgd
 from proxyrob.config.evaluate import EvaluateConfig
-from proxyrob.device import eval_mode
 from proxyrob.evaluate.adversarial import (
     ADVERSARIAL,
     AdversarialHeader,
     AdversarialImages,
     predict_classes,
-    read_unit,
-    tabulate_unit,
     write_adversarial,
 )
 from proxyrob.evaluate.autoattack import AttackRun, run_autoattack
-from proxyrob.evaluate.binding import describe_inputs
 from proxyrob.evaluate.ensemble import STANDARD, STANDARD_ATTACKS
-from proxyrob.evaluate.shared import EndedElsewhere, SharedWork
+from proxyrob.evaluate.pgd import PgdRun
+from proxyrob.evaluate.shared import EndedElsewhere
 from proxyrob.intervals import Measured, measure_share
 from proxyrob.models import load_model
 from proxyrob.rng import Streams
-from proxyrob.source import Split, read_rows, read_split, source_report
+from proxyrob.source import read_rows, read_split, source_report
 from proxyrob.storage import DataPlace, Report, Stage
 from proxyrob.storage.files import read_header, write_table
 from proxyrob.threat import Threat
 from proxyrob.types import OnProgress, no_progress
 
 VERDICTS = "verdicts.parquet"
+
+R = TypeVar("R", bound=Report)
 
 
 class VerdictHeader(Report):
@@ -88,16 +84,11 @@ def evaluate_classifier(
 
     Randomness: ``evaluate/pgd`` by image batch; AutoAttack from ``evaluate/autoattack``.
     """
-    if (report := stage.finished(EvaluationReport)) is not None:
-        return report
-    started = time.monotonic()
-    try:
-        report = _evaluate(config, source, model, threat, seed, stage, device, on_progress, started)
-    except (EndedElsewhere, FileNotFoundError):  # the second: another worker finished and cleared the scratch folder just now
-        if (report := stage.finished(EvaluationReport)) is None:
-            raise
-    stage.clear()
-    return report
+    return evaluate_once(
+        stage,
+        EvaluationReport,
+        lambda started: _evaluate(config, source, model, threat, seed, stage, device, on_progress, started),
+    )
 
 
 def _evaluate(
@@ -115,7 +106,7 @@ def _evaluate(
     classifier = load_model(model, device)
     images, labels = split.images, split.targets
     predictions = predict_classes(classifier, images, batch_size=config.batch_size, device=device).numpy()
-    pgd = _PgdRun(config, classifier, split, predictions == split.labels, threat, streams, stage, device)
+    pgd = PgdRun(config, classifier, split, predictions == split.labels, threat, streams, stage, device)
     run = run_autoattack(
         classifier,
         images,
@@ -130,36 +121,69 @@ def _evaluate(
         has_ended=stage.is_whole,
         on_progress=on_progress,
     )
+    attacks = {**{name: run.ensemble.describe(name) for name in STANDARD_ATTACKS}, pgd.name: pgd.description}
+    header = describe_verdicts(source, model, threat, seed, attacks)
+    rows = read_rows(source)
+    table = tabulate_verdicts(split.labels, predictions, run.broken, {pgd.name: pgd.broken}, run.attacked, rows=rows)
+    report = summarise(table, pgd.name, run.ensemble.name, run.target_reached)
+    conclude_evaluation(stage, report, table, header, run, _adversarial_images(table, run, pgd), started)
+    return report
+
+
+def evaluate_once(stage: Stage, kind: type[R], evaluate: Callable[[float], R]) -> R:
+    """What the stage holds already, or what ``evaluate`` finds, told when it began, or another worker in the meantime."""
+    if (report := stage.finished(kind)) is not None:
+        return report
+    try:
+        report = evaluate(time.monotonic())
+    except (EndedElsewhere, FileNotFoundError):  # the second: another worker finished and cleared the scratch folder just now
+        if (report := stage.finished(kind)) is None:
+            raise
+    stage.clear()
+    return report
+
+
+def describe_verdicts(source: Stage, model: Stage, threat: Threat, seed: int, attacks: dict[str, str]) -> VerdictHeader:
+    """The conditions of verdicts on the test split of ``source``."""
     real = source_report(source)
-    header = VerdictHeader(
+    return VerdictHeader(
         norm=threat.norm,
         epsilon=str(threat.epsilon),
-        attacks={**{name: run.ensemble.describe(name) for name in STANDARD_ATTACKS}, pgd.name: pgd.description},
+        attacks=attacks,
         seed=seed,
         split="test",
         model=model.digest,
         data_sha256=real.content_sha256,
         subset=real.subset,
     )
+
+
+def conclude_evaluation(
+    stage: Stage,
+    report: Report,
+    table: pd.DataFrame,
+    header: VerdictHeader,
+    run: AttackRun,
+    adversarial: Iterable[AdversarialImages],
+    started: float,
+) -> None:
+    """Write verdicts and adversarial images and finish the stage, unless another worker does."""
+    channels, height, width = run.image_shape
     kept = AdversarialHeader(
-        norm=threat.norm,
-        epsilon=str(threat.epsilon),
-        split="test",
-        image_shape=real.image_shape,
-        model=model.digest,
-        data_sha256=real.content_sha256,
+        norm=header.norm,
+        epsilon=header.epsilon,
+        split=header.split,
+        image_shape=(channels, height, width),
+        model=header.model,
+        data_sha256=header.data_sha256,
     )
-    rows = read_rows(source)
-    table = tabulate_verdicts(split.labels, predictions, run.broken, {pgd.name: pgd.broken}, run.attacked, rows=rows)
-    report = summarise(table, pgd.name, run.ensemble.name, run.target_reached)
 
     def conclude() -> None:
         write_table(stage.folder / VERDICTS, table, header.model_dump(mode="json"))
-        write_adversarial(stage.folder / ADVERSARIAL, _adversarial_images(table, run, pgd), kept)
+        write_adversarial(stage.folder / ADVERSARIAL, adversarial, kept)
         stage.finish(report, [VERDICTS, ADVERSARIAL], started)
 
     run.work.conclude(conclude)
-    return report
 
 
 def tabulate_verdicts(
@@ -233,64 +257,7 @@ def read_verdicts(stage: Stage) -> tuple[pd.DataFrame, VerdictHeader]:
     return pd.read_parquet(path), VerdictHeader.model_validate(read_header(path))
 
 
-class _PgdRun:
-    """PGD on every image, in units of one batch; ``broken`` are those that are classified correctly when unperturbed."""
-
-    def __init__(
-        self,
-        config: EvaluateConfig,
-        model: nn.Module,
-        split: Split,
-        correct: Bool[np.ndarray, " n"],
-        threat: Threat,
-        streams: Streams,
-        stage: Stage,
-        device: str,
-    ) -> None:
-        steps, size = config.pgd_steps, config.pgd_relative_step
-        self.name = f"pgd-{steps}"
-        self.description = f"proxyrob PGD, {steps} steps of {size} epsilon, one uniform start"
-        self._split = split
-        images, labels = split.images, split.targets
-        about = {
-            "steps": steps,
-            "relative step": size,
-            "batch size": config.batch_size,
-            **describe_inputs(model, images, labels, threat, streams.entropy("evaluate/pgd")),
-        }
-        self._work = SharedWork(DataPlace.of(stage.scratch / "pgd"), about, stage.is_whole)
-        starts = range(0, len(labels), config.batch_size)
-        self._units = {
-            f"batch-{k:04d}": np.arange(start, min(start + config.batch_size, len(labels))) for k, start in enumerate(starts)
-        }
-
-        def attack_unit(name: str) -> pa.Table:
-            rows = self._units[name]
-            chosen = torch.from_numpy(rows)
-            x, y = images[chosen].to(device), labels[chosen].to(device)
-            attacked: Float[Tensor, "b c h w"] = attack_pgd(
-                model,
-                x,
-                lambda logits: F.cross_entropy(logits, y, reduction="sum"),
-                threat,
-                steps=steps,
-                relative_step=size,
-                generator=streams.torch("evaluate/pgd", device, batch=int(rows[0])),
-            )
-            with torch.inference_mode(), eval_mode(model):
-                fooled = (model(attacked).argmax(1) != y) & torch.from_numpy(correct[rows]).to(device)
-            return tabulate_unit(model, rows, images[chosen], labels[chosen], Attacked(attacked, fooled), threat, self.name)
-
-        self._work.complete(list(self._units), attack_unit)
-        self.broken = np.concatenate([self._work.read(name, ["broken"])["broken"].to_numpy() for name in self._units])
-
-    def adversarial_images(self) -> Iterator[AdversarialImages]:
-        """Every adversarial image, unit by unit."""
-        for name in self._units:
-            yield read_unit(self._work.read(name), self.name, self._split.labels, tuple(self._split.images.shape[1:]))
-
-
-def _adversarial_images(table: pd.DataFrame, run: AttackRun, pgd: _PgdRun) -> Iterator[AdversarialImages]:
+def _adversarial_images(table: pd.DataFrame, run: AttackRun, pgd: PgdRun) -> Iterator[AdversarialImages]:
     """One for each image that an attack broke, that of the first attack which did, with its row in the whole split."""
     rows, first = table["index"].to_numpy(), table.broken_by.to_numpy()
     yield from run.adversarial_images(table.label.to_numpy(), rows)

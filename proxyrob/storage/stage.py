@@ -13,6 +13,7 @@ from proxyrob.errors import CheckpointMismatch, DataIntegrityError
 from proxyrob.storage.files import sha256_of, verify_file, write_json
 
 FORMAT_VERSION = 1
+RECORD = "stage.json"
 
 
 class Report(BaseModel):
@@ -59,7 +60,7 @@ class Stage:
 
     @property
     def record_path(self) -> Path:
-        return self.folder / "stage.json"
+        return self.folder / RECORD
 
     def record(self) -> StageRecord | None:
         """The finished stage's record, or ``None`` while it is unfinished.

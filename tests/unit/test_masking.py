@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proxyrob.attacks import margins
 from proxyrob.evaluate import SanityCheck, inspect_model
-from proxyrob.evaluate.masking import FARTHER, RESTARTS, attack_again, attack_through_twin, margins
+from proxyrob.evaluate.masking import FARTHER, RESTARTS, attack_again, attack_through_twin
 from proxyrob.models import load_classifier
 from proxyrob.source import Split, read_split
 from proxyrob.storage import Stage

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+from proxyrob.attacks import margins
 from proxyrob.config.evaluate import CheckName
 from proxyrob.errors import DataIntegrityError
 from proxyrob.evaluate import STANDARD_ATTACKS, SanityCheck, SanityReport, VerdictHeader, check_sanity, tabulate_verdicts
-from proxyrob.evaluate.masking import margins
 from proxyrob.evaluate.sanity import (
     _check_black_box,
     _check_ensemble,
