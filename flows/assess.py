@@ -8,7 +8,7 @@ from prefect.futures import PrefectFuture
 
 from flows.build_proxy import DataFutures
 from flows.plan import Plan, Variant
-from flows.stages import current_session, submit_stage
+from flows.running.stages import current_session, submit_stage
 from proxyrob.certify import certify_classifier
 from proxyrob.evaluate import check_sanity, evaluate_classifier
 

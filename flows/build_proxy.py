@@ -6,7 +6,7 @@ from typing import Any
 from prefect.futures import PrefectFuture
 
 from flows.plan import Plan, ProxyStages, labeler_training
-from flows.stages import current_session, submit_stage
+from flows.running.stages import current_session, submit_stage
 from proxyrob.config.proxy import PublishedProxy
 from proxyrob.label import adopt_labels, label_shards
 from proxyrob.proxy import adopt_samples, fit_diffusion, sample_proxy

@@ -71,8 +71,8 @@ def prepare_settings() -> Any:
 def work_in_child(function: Any, label: str, *, on_device: bool = True, **arguments: Any) -> Any:
     """One library function in a process of its own, with a progress bar, without Prefect."""
     settings = prepare_settings()
-    from flows.display import TerminalDisplay
-    from flows.workers import run_in_child, warm_up
+    from flows.running.display import TerminalDisplay
+    from flows.running.workers import run_in_child, warm_up
     from proxyrob.device import resolve_device
 
     with failures():
@@ -91,7 +91,7 @@ def work_in_child(function: Any, label: str, *, on_device: bool = True, **argume
 
 def work_here(function: Callable[..., T], label: str, **arguments: Any) -> T:
     """One library function in this process, with a progress bar: for work that needs neither isolation nor torch's threads."""
-    from flows.display import TerminalDisplay
+    from flows.running.display import TerminalDisplay
 
     with failures(), TerminalDisplay(console) as display:
         return function(**arguments, on_progress=lambda done, total, **figures: display.progress(label, done, total, **figures))
@@ -157,7 +157,7 @@ def print_figures(title: str, figures: Mapping[str, Any]) -> None:
 
 def stop_children_on_signals() -> None:
     """Ctrl-C and SIGTERM end the children at once; what they finished is kept."""
-    from flows.workers import stopping
+    from flows.running.workers import stopping
 
     def stop(_signal: int, _frame: object) -> NoReturn:
         stopping.set()
@@ -193,7 +193,7 @@ def failures() -> Iterator[None]:
     """Work that failed: one message, exit code 1; what was computed before is kept."""
     import errno
 
-    from flows.workers import Stopped, WorkerDied
+    from flows.running.workers import Stopped, WorkerDied
 
     try:
         yield

@@ -11,11 +11,11 @@ import yaml
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.plan import Plan, Variant
-from flows.registry import Registration, add_decision
-from flows.report import build_report, render_markdown, write_report
+from flows.records.registry import Registration, add_decision
+from flows.records.report import build_report, render_markdown, write_report
+from flows.records.tracking import LiveCurve, Tracker
+from flows.running.stages import current_session
 from flows.settings import CONFIGURATION
-from flows.stages import current_session
-from flows.tracking import LiveCurve, Tracker
 from proxyrob.certify.smoothing import CERTIFICATES
 from proxyrob.compare import Comparison, Incomparable
 from proxyrob.evaluate.verdicts import VERDICTS

@@ -14,7 +14,7 @@ from flows.build_proxy import DataFutures, build_proxy
 from flows.parameters import Changes, Preset, name_run
 from flows.pipeline import RUNNER
 from flows.plan import Plan, pin_config, plan_pipeline
-from flows.stages import await_stages, current_session, open_worker_session
+from flows.running.stages import await_stages, current_session, open_worker_session
 from flows.train_robust import require_shares, train_robust, train_smooth
 from proxyrob.config import load_config
 

@@ -13,9 +13,9 @@ from flows.build_proxy import build_proxy
 from flows.outcome import Outcome
 from flows.parameters import Changes, Output, Preset, WeeklySeed, name_run, week_of
 from flows.plan import pin_config, plan_pipeline
+from flows.records.tracking import CURVE_PREFIX, SMOOTH_CURVE_PREFIX
 from flows.release import compare_variants, draw_pictures, export_released, release
-from flows.stages import await_stages, open_worker_session
-from flows.tracking import CURVE_PREFIX, SMOOTH_CURVE_PREFIX
+from flows.running.stages import await_stages, open_worker_session
 from flows.train_robust import require_shares, train_robust, train_smooth
 from proxyrob.config import load_config
 

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from flows.pipeline import RUNNER
 from flows.plan import Plan, evaluate_stage, plan_pipeline
-from flows.registry import Champion, find_registered_champion, judge_champion
+from flows.records.registry import Champion, find_registered_champion, judge_champion
+from flows.records.tracking import Tracker
+from flows.running.stages import await_stages, current_session, open_worker_session, submit_stage
 from flows.settings import CONFIGURATION
-from flows.stages import await_stages, current_session, open_worker_session, submit_stage
-from flows.tracking import Tracker
 from proxyrob.compare import Comparison, compare_attacked_again
 from proxyrob.config import load_config
 from proxyrob.evaluate import evaluate_classifier, read_verdicts

@@ -8,9 +8,9 @@ from prefect.futures import PrefectFuture
 
 from flows.describe import describe_data, describe_training
 from flows.plan import Plan, model_name
-from flows.registry import Registration, register_model
-from flows.stages import submit_stage
-from flows.tracking import Tracker
+from flows.records.registry import Registration, register_model
+from flows.records.tracking import Tracker
+from flows.running.stages import submit_stage
 from proxyrob.certify import read_certificates
 from proxyrob.compare import Comparison, Incomparable, compare_certificates, compare_where_possible
 from proxyrob.evaluate import read_verdicts

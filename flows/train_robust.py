@@ -6,7 +6,7 @@ from prefect.futures import PrefectFuture
 
 from flows.build_proxy import DataFutures
 from flows.plan import Plan, Variant, robust_training, smooth_training
-from flows.stages import OnFigures, current_session, submit_stage
+from flows.running.stages import OnFigures, current_session, submit_stage
 from proxyrob.config.proxy import weighted_parts
 from proxyrob.mix import require_equal_shares, split_count
 from proxyrob.train import train_classifier, train_in_processes

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from flows.plan import Plan, plan_pipeline
+from flows.records.tracking import Tracker
 from flows.settings import Settings
-from flows.tracking import Tracker
 from proxyrob.config import load_config
 
 NAME = "digits-linf"

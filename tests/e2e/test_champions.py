@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import champions
-from flows.champions import claim_decision, read_history
-from flows.registry import find_registered_champion, judge_champion, register_model
+from flows.records import champions
+from flows.records.champions import claim_decision, read_history
+from flows.records.registry import find_registered_champion, judge_champion, register_model
 from proxyrob.compare import compare_attacked_again
 from proxyrob.evaluate import read_verdicts
 from tests.e2e.conftest import NAME, Record
@@ -22,7 +22,7 @@ CONTENDER = """\
 import sys, time
 from pathlib import Path
 from mlflow import MlflowClient
-from flows.champions import claim_decision, find_champion
+from flows.records.champions import claim_decision, find_champion
 uri, number, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 client = MlflowClient(uri, uri)
 client.search_registered_models()

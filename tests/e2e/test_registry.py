@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.measurements import describe_evaluation, track_measurement, write_outcome
+from flows.measure.measurements import describe_evaluation, track_measurement, write_outcome
+from flows.measure.subject import Subject, find_subject
 from flows.plan import Plan
-from flows.registry import pull_model, register_model
+from flows.records.registry import pull_model, register_model
 from flows.release import compare_variants
 from flows.settings import Settings
-from flows.subject import Subject, find_subject
 from proxyrob.evaluate import STANDARD, EvaluationReport, SanityReport, read_verdicts
 from proxyrob.evaluate.verdicts import VERDICTS, summarise
 from proxyrob.export import CARD, CARD_JSON, MODEL, ExportReport

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.answers import Answer, ask
-from flows.processes import find_marked
+from flows.stack.answers import Answer, ask
+from flows.stack.processes import find_marked
 from tests.composed import Composed, Postgres
 from tests.e2e.conftest import Program
 from tests.s3_server import BUCKET, KEY, SECRET, S3Server, free_ports

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.workers import warm_up
+from flows.running.workers import warm_up
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
-from flows.cli_compare import pair_by_seed, render_pair, render_seeds, split_sides
+from flows.cli.compare import pair_by_seed, render_pair, render_seeds, split_sides
 from flows.plan import Plan, plan_pipeline
 from proxyrob.compare import compare_paired, summarise_seeds
 from proxyrob.config import load_config

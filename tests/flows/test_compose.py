@@ -6,8 +6,8 @@ import re
 import pytest
 from prefect.server.schemas.actions import WorkPoolCreate
 
-from flows.services import describe_service
 from flows.settings import Settings
+from flows.stack.services import describe_service
 from tests.composed import EXAMPLE, FILE, ROOT, VARIABLE, Composed, read_services
 
 OURS = {name: service for name, service in read_services().items() if service.get("image") == "proxyrob"}

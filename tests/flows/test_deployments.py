@@ -8,12 +8,12 @@ import pytest
 import yaml
 from prefect.client.schemas.schedules import CronSchedule
 
-from flows import attempts
-from flows.attempts import MOST_ATTEMPTS, refuse_further_attempts
-from flows.automations import list_automations
-from flows.deployments import default_file, read_deployments
 from flows.parameters import build_form, week_of
-from flows.services import HEARTBEAT_S, POOLS
+from flows.running import attempts
+from flows.running.attempts import MOST_ATTEMPTS, refuse_further_attempts
+from flows.stack.automations import list_automations
+from flows.stack.deployments import default_file, read_deployments
+from flows.stack.services import HEARTBEAT_S, POOLS
 
 SHIPPED = read_deployments(default_file())
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from prefect import __version__ as prefect_version
 
-from flows import doctor
-from flows.doctor import Finding, Surroundings, check_data, check_room, check_runs, check_servers, check_slots, examine
 from flows.settings import Settings, prepare_environment
+from flows.stack import doctor
+from flows.stack.doctor import Finding, Surroundings, check_data, check_room, check_runs, check_servers, check_slots, examine
 
 OLD = {"timestamp": "2020-01-01T00:00:00Z"}
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flows.report import explain_comparison, explain_sanity, render_report
+from flows.records.report import explain_comparison, explain_sanity, render_report
 from proxyrob.evaluate import FEW_CLASSES, GATE, STANDARD
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.services import POOLS, describe_service
 from flows.settings import Settings
-from flows.stack import State, describe_part, needed_by, part_names
+from flows.stack.services import POOLS, describe_service
+from flows.stack.state import State, describe_part, needed_by, part_names
 
 API = {"PREFECT_API_URL": "http://127.0.0.1:4200/api"}
 

@@ -10,9 +10,9 @@ import pytest
 from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
 
-from flows.display import QuietDisplay
+from flows.running.display import QuietDisplay
+from flows.running.stages import Session, await_stages, open_session, submit_stage
 from flows.settings import Settings
-from flows.stages import Session, await_stages, open_session, submit_stage
 from proxyrob.storage import Report, Stage
 
 

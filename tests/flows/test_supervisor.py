@@ -10,16 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import stack as stack_module
-from flows.processes import MARK, Recorded, end_processes, find_marked
 from flows.settings import Settings
-from flows.stack import State, end_parts, forget_state, read_state
+from flows.stack import state as state_module
+from flows.stack.processes import MARK, Recorded, end_processes, find_marked
+from flows.stack.state import State, end_parts, forget_state, read_state
 
 STACK = """\
 import sys
-from flows import stack, supervisor
-from flows.processes import MARK
-from flows.services import Command
+from flows.stack import state, supervisor
+from flows.stack.processes import MARK
+from flows.stack.services import Command
 
 PROGRAM = '''
 import subprocess, sys, time
@@ -35,7 +35,7 @@ supervisor.describe_part = describe
 supervisor.Supervisor._answers = lambda self, name: name != "deploy"
 supervisor.FIRST_PAUSE_S = 0.2
 supervisor.LOOK_S = 0.05
-stack.RUNS_END_S = stack.WORKERS_END_S = stack.SERVERS_END_S = 1.0
+state.RUNS_END_S = state.WORKERS_END_S = state.SERVERS_END_S = 1.0
 supervisor.supervise(1, 2, ("cpu",))
 """
 
@@ -97,7 +97,7 @@ def test_what_a_dead_supervisor_left_is_ended(
     assert not state.is_up
     assert len(find_marked(state.mark)) == 6
     for name in ("RUNS_END_S", "WORKERS_END_S", "SERVERS_END_S"):
-        monkeypatch.setattr(stack_module, name, 1.0)
+        monkeypatch.setattr(state_module, name, 1.0)
     assert end_parts(state) == 2, "what the servers started ignores SIGTERM; what the worker started is killed with it"
     assert find_marked(state.mark) == []
     forget_state(settings)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from prefect.states import Failed
 
-from flows import workers
-from flows.stages import PrioritySlots, is_transient
-from flows.workers import Stopped, WorkerDied, run_in_child
+from flows.running import workers
+from flows.running.stages import PrioritySlots, is_transient
+from flows.running.workers import Stopped, WorkerDied, run_in_child
 
 
 def _square(value: int, on_progress: Callable[..., None]) -> tuple[int, int]:

@@ -19,9 +19,9 @@ from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import flows
-from flows.automations import list_automations
 from flows.parameters import build_form
-from flows.services import TAG
+from flows.stack.automations import list_automations
+from flows.stack.services import TAG
 
 FILE = "prefect.yaml"
 

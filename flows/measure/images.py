@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.console import work_here
+from flows.measure.subject import Subject, input_of
 from flows.plan import derive_stage
 from flows.settings import Settings
-from flows.subject import Subject, input_of
 from proxyrob.config import DigitsSource, NpzSource, ParquetSource, SourceConfig, load_config, preset_names
 from proxyrob.config.source import Cifar2Source, Cifar10Source, Cifar100Source, CifarSource, FileSource, FolderSource
 from proxyrob.source import (

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows import cli_certify, cli_compare, cli_data, cli_evaluate, cli_models, cli_stack
+from flows.cli import certify, compare, data, evaluate, models, stack
 from flows.console import (
     RunArgument,
     console,
@@ -56,17 +56,17 @@ def run(
         load_config(preset, changed)
     settings = prepare_settings()
 
-    from flows.embedded_api import await_api, start_api
+    from flows.running.embedded_api import await_api, start_api
 
     with failures():
         server = start_api()
-        from flows.workers import warm_up
+        from flows.running.workers import warm_up
 
         warm_up(settings.threads)
         with console.status("starting Prefect and loading torch …"):
-            from flows.display import TerminalDisplay
             from flows.pipeline import run_pipeline
-            from flows.stages import Session, open_session
+            from flows.running.display import TerminalDisplay
+            from flows.running.stages import Session, open_session
             from proxyrob.device import resolve_device
 
             device = str(resolve_device(settings.device))
@@ -98,7 +98,7 @@ def presets(name: Annotated[str | None, typer.Argument(help="Show this preset's 
 @app.command()
 def show(run_name: RunArgument) -> None:
     """Show the table of a finished run again."""
-    from flows.report import read_report, render_report
+    from flows.records.report import read_report, render_report
 
     with wrong_use():
         folder = find_run(run_name)
@@ -107,7 +107,7 @@ def show(run_name: RunArgument) -> None:
     console.print(f"\n[dim]{folder}[/]")
 
 
-app.command()(cli_compare.compare)
+app.command()(compare.compare)
 
 
 @app.command()
@@ -117,8 +117,8 @@ def pull(
 ) -> None:
     """Download a registered model with its card. onnxruntime alone is enough to use it."""
     settings = prepare_settings()
-    from flows.registry import pull_model
-    from flows.tracking import Tracker
+    from flows.records.registry import pull_model
+    from flows.records.tracking import Tracker
 
     with failures():
         path = pull_model(Tracker(settings).uri, name, to.absolute())
@@ -129,8 +129,8 @@ def pull(
 def history(name: Annotated[str, typer.Argument(help="A registered model, e.g. `digits-linf`.")]) -> None:
     """Show who was champion when, and why."""
     settings = prepare_settings()
-    from flows.champions import find_champion, read_history
-    from flows.tracking import Tracker
+    from flows.records.champions import find_champion, read_history
+    from flows.records.tracking import Tracker
 
     with failures():
         client = Tracker(settings).client
@@ -151,7 +151,7 @@ def history(name: Annotated[str, typer.Argument(help="A registered model, e.g. `
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000) -> None:
     """Open MLflow's pages on loopback: compare runs, look at curves and pictures, read model cards."""
     settings = prepare_settings()
-    from flows.tracking import Tracker
+    from flows.records.tracking import Tracker
 
     with failures():
         Tracker(settings)
@@ -168,12 +168,12 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
     )
 
 
-for command in (cli_evaluate.evaluate, cli_models.replay, cli_certify.certify, cli_models.export):
+for command in (evaluate.evaluate, models.replay, certify.certify, models.export):
     app.command()(command)
-for command in (cli_stack.up, cli_stack.status, cli_stack.down, cli_stack.doctor, cli_stack.deploy, cli_stack.serve):
+for command in (stack.up, stack.status, stack.down, stack.doctor, stack.deploy, stack.serve):
     app.command()(command)
-app.command("import")(cli_data.import_set)
-app.add_typer(cli_data.app)
+app.command("import")(data.import_set)
+app.add_typer(data.app)
 
 
 def main() -> None:
@@ -182,7 +182,7 @@ def main() -> None:
 
 
 def _print_report(report: dict[str, Any], folder: Path, preset: str, *, everything_cached: bool) -> None:
-    from flows.report import render_report
+    from flows.records.report import render_report
 
     console.print()
     console.print(render_report(report))
@@ -200,7 +200,3 @@ def _print_report(report: dict[str, Any], folder: Path, preset: str, *, everythi
         highlight=False,
         soft_wrap=True,
     )
-
-
-if __name__ == "__main__":
-    main()

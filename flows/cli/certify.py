@@ -25,7 +25,7 @@ from flows.console import (
 )
 
 if TYPE_CHECKING:
-    from flows.subject import Subject
+    from flows.measure.subject import Subject
     from proxyrob.compare import Sandwich
     from proxyrob.config import CertifyConfig
     from proxyrob.source import SourceReport
@@ -76,16 +76,16 @@ def certify(
     image at which the two contradict each other is an alarm.
     """
     settings = prepare_settings()
-    from flows.images import find_images
-    from flows.measurements import (
+    from flows.measure.images import find_images
+    from flows.measure.measurements import (
         describe_certification,
         prepare_folder,
         print_measurement,
         track_measurement,
         write_outcome,
     )
+    from flows.measure.subject import find_subject
     from flows.plan import certify_stage
-    from flows.subject import find_subject
     from proxyrob.certify import certify_classifier, read_certificates, to_smoothing_tsv
     from proxyrob.evaluate import require_fit
     from proxyrob.figures.pictures import draw_certified_curves

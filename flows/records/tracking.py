@@ -14,10 +14,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
-from flows.metrics import name_figures, variant_metrics
 from flows.plan import Plan, ProxyStages, Variant
+from flows.records.metrics import name_figures, variant_metrics
+from flows.records.versions import git_commit, library_versions
 from flows.settings import Settings
-from flows.versions import git_commit, library_versions
 from proxyrob.certify.smoothing import CERTIFICATES
 from proxyrob.config import flatten
 from proxyrob.evaluate import SanityReport

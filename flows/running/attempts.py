@@ -3,7 +3,7 @@
 from prefect.runtime import flow_run
 
 MOST_ATTEMPTS = 3
-"""A crashed run of a deployment is scheduled again by an automation (``flows.automations``), which cannot count."""
+"""A crashed run of a deployment is scheduled again by an automation (``flows.stack.automations``), which cannot count."""
 
 
 def refuse_further_attempts() -> None:

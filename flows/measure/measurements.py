@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from flows.console import choose_variant, console, find_run, plan_of, print_figures
-from flows.images import dataset_of
-from flows.metrics import certification_metrics, evaluation_metrics
+from flows.measure.images import dataset_of
+from flows.measure.subject import Subject, input_of, stage_in
 from flows.plan import FOLDER_DIGITS
-from flows.report import count_checks
+from flows.records.metrics import certification_metrics, evaluation_metrics
+from flows.records.report import count_checks
+from flows.records.tracking import Tracker
 from flows.settings import Settings
-from flows.subject import Subject, input_of, stage_in
-from flows.tracking import Tracker
 from proxyrob.certify import CertificationReport, read_certificates
 from proxyrob.certify.smoothing import CERTIFICATES
 from proxyrob.config import BlackBoxConfig, CertifyConfig, EvaluateConfig, flatten

@@ -11,11 +11,11 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from flows.answers import Answer, ask, credentials_of
-from flows.processes import find_listener, find_marks
-from flows.services import HEARTBEAT_S, POOLS, TAG
 from flows.settings import Settings
-from flows.stack import State, pools_of, read_state
+from flows.stack.answers import Answer, ask, credentials_of
+from flows.stack.processes import find_listener, find_marks
+from flows.stack.services import HEARTBEAT_S, POOLS, TAG
+from flows.stack.state import State, pools_of, read_state
 from proxyrob.storage import open_store
 
 SILENT_AFTER_S = 4 * HEARTBEAT_S

@@ -4,8 +4,8 @@ from typing import Any
 
 from prefect.automations import AutomationCore
 
-from flows.attempts import MOST_ATTEMPTS
-from flows.services import HEARTBEAT_S, TAG
+from flows.running.attempts import MOST_ATTEMPTS
+from flows.stack.services import HEARTBEAT_S, TAG
 
 RUN, CHANGE = "prefect.flow-run", "change-flow-run-state"
 ALIVE, CRASHED = f"{RUN}.heartbeat", f"{RUN}.Crashed"

@@ -20,10 +20,10 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, wait
 
-from flows.attempts import refuse_further_attempts
-from flows.display import Display, QuietDisplay
+from flows.running.attempts import refuse_further_attempts
+from flows.running.display import Display, QuietDisplay
+from flows.running.workers import WorkerDied, run_in_child, stopping, warm_up
 from flows.settings import Settings
-from flows.workers import WorkerDied, run_in_child, stopping, warm_up
 from proxyrob.device import require_devices, resolve_device
 from proxyrob.errors import SourceUnavailable
 from proxyrob.storage import Report, Stage

@@ -14,9 +14,9 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flows.processes import MARK, Recorded, end_processes, find_marked, kill_processes
-from flows.services import POOLS, Command, describe_service
 from flows.settings import Settings
+from flows.stack.processes import MARK, Recorded, end_processes, find_marked, kill_processes
+from flows.stack.services import POOLS, Command, describe_service
 from proxyrob.storage.files import write_bytes
 
 SERVERS = ("prefect", "mlflow")

@@ -36,7 +36,7 @@ def start_api() -> subprocess.Popen[bytes] | None:
     listener.listen(128)
     reading, writing = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.embedded_api", str(listener.fileno()), str(reading)],
+        [sys.executable, "-m", "flows.running.embedded_api", str(listener.fileno()), str(reading)],
         pass_fds=(listener.fileno(), reading),
         env={**os.environ, "PREFECT_UI_ENABLED": "false", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"},
         stdin=subprocess.DEVNULL,

@@ -23,7 +23,7 @@ from flows.console import (
 )
 
 if TYPE_CHECKING:
-    from flows.subject import Subject
+    from flows.measure.subject import Subject
     from proxyrob.config import BlackBoxConfig, EvaluateConfig
 
 MODES = ("standard", "gate")
@@ -58,10 +58,16 @@ def evaluate(
     Give the same command on other processors or machines that share the store, and they share the work.
     """
     settings = prepare_settings()
-    from flows.images import find_images
-    from flows.measurements import describe_evaluation, prepare_folder, print_measurement, track_measurement, write_outcome
+    from flows.measure.images import find_images
+    from flows.measure.measurements import (
+        describe_evaluation,
+        prepare_folder,
+        print_measurement,
+        track_measurement,
+        write_outcome,
+    )
+    from flows.measure.subject import find_subject
     from flows.plan import evaluate_stage, sanity_stage
-    from flows.subject import find_subject
     from proxyrob.evaluate import check_sanity, evaluate_black_box, evaluate_classifier, require_fit
     from proxyrob.threat import parse_threat
 

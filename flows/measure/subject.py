@@ -132,8 +132,8 @@ def _of_training(folder: Path) -> Subject:
 
 
 def _of_registry(name: str, settings: Settings) -> Subject:
-    from flows.registry import describe_version, pull_model
-    from flows.tracking import Tracker
+    from flows.records.registry import describe_version, pull_model
+    from flows.records.tracking import Tracker
 
     uri = Tracker(settings).uri
     version = describe_version(uri, name)

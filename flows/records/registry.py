@@ -19,10 +19,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from pydantic import ValidationError
 
-from flows.champions import CHAMPION, claim_decision, find_champion
-from flows.metrics import name_figures
 from flows.plan import Plan, model_name
-from flows.tracking import DIGEST_TAG, Tracker
+from flows.records.champions import CHAMPION, claim_decision, find_champion
+from flows.records.metrics import name_figures
+from flows.records.tracking import DIGEST_TAG, Tracker
 from proxyrob.compare import Comparison, GateDecision, compare_verdicts, decide_promotion
 from proxyrob.compare.tables import Verdicts
 from proxyrob.evaluate import SanityReport, VerdictHeader, read_verdicts

@@ -15,7 +15,7 @@ from rich.table import Table
 from flows.console import FAILED, WRONG_USE, console, fail, failures, prepare_settings, wrong_use
 
 if TYPE_CHECKING:
-    from flows.stack import State
+    from flows.stack.state import State
 
 PATIENCE_S = 180.0
 GIVE_UP_RESTARTS = 3
@@ -44,8 +44,8 @@ def up(
     All of it listens on loopback alone and keeps its data below PROXYROB_HOME. A supervisor starts again what dies.
     """
     settings = prepare_settings()
-    from flows.services import POOLS
-    from flows.stack import end_parts, forget_state, free_port, is_free, read_state
+    from flows.stack.services import POOLS
+    from flows.stack.state import end_parts, forget_state, free_port, is_free, read_state
 
     pools = tuple(pool or POOLS)
     with wrong_use():
@@ -64,7 +64,7 @@ def up(
     ports = []
     for name, port, option in (("Prefect", prefect_port, "prefect-port"), ("MLflow", mlflow_port, "mlflow-port")):
         if port and not is_free(port):
-            from flows.processes import find_listener
+            from flows.stack.processes import find_listener
 
             holder = find_listener(port) or "another program"
             fail(
@@ -73,7 +73,7 @@ def up(
             )
         ports.append(port or free_port())
     if foreground:
-        from flows.supervisor import supervise
+        from flows.stack.supervisor import supervise
 
         threading.Thread(target=_await, args=(settings, None), daemon=True).start()
         with failures():
@@ -82,7 +82,7 @@ def up(
     settings.stack.joinpath("logs").mkdir(parents=True, exist_ok=True)
     with (settings.stack / "logs" / "supervisor.log").open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "flows.supervisor", *map(str, ports), *pools],
+            [sys.executable, "-m", "flows.stack.supervisor", *map(str, ports), *pools],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -96,7 +96,7 @@ def up(
 def status() -> None:
     """Show the processes of the stack: condition, process number, for how long, restarts."""
     settings = prepare_settings()
-    from flows.stack import age_of, log_of, read_state
+    from flows.stack.state import age_of, log_of, read_state
 
     with wrong_use():
         state = read_state(settings)
@@ -132,8 +132,8 @@ def status() -> None:
 def down() -> None:
     """End the stack: workers first (a training writes a checkpoint), then the servers, then whatever is left."""
     settings = prepare_settings()
-    from flows.processes import wait_until_ended
-    from flows.stack import RUNS_END_S, SERVERS_END_S, WORKERS_END_S, end_parts, forget_state, read_state
+    from flows.stack.processes import wait_until_ended
+    from flows.stack.state import RUNS_END_S, SERVERS_END_S, WORKERS_END_S, end_parts, forget_state, read_state
 
     with wrong_use():
         state = read_state(settings)
@@ -157,7 +157,7 @@ def down() -> None:
 def doctor() -> None:
     """Look for what is wrong (processes, ports, servers, workers, slots, versions, disk, S3) and say what to do about each."""
     settings = prepare_settings()
-    from flows.doctor import examine
+    from flows.stack.doctor import examine
 
     marks = {"fine": "[green]✔[/]", "note": "[yellow]·[/]", "problem": "[red]✘[/]"}
     problems = 0
@@ -182,7 +182,7 @@ def serve(
     Addresses, databases and stores come from the variables that Prefect and MLflow read.
     """
     settings = prepare_settings()
-    from flows.services import describe_service
+    from flows.stack.services import describe_service
 
     with wrong_use():
         command = describe_service(service, settings, pool=pool, limit=limit)
@@ -206,7 +206,7 @@ def deploy(
         fail("PREFECT_API_URL is not set: start a stack with 'proxyrob up' and export what it prints", WRONG_USE)
     import asyncio
 
-    from flows.deployments import apply_deployments, default_file, read_deployments
+    from flows.stack.deployments import apply_deployments, default_file, read_deployments
 
     with failures():
         read = read_deployments(file or default_file())
@@ -222,7 +222,7 @@ def deploy(
 
 def _await(settings: Any, child: "subprocess.Popen[bytes] | None") -> bool:
     """Show what is waited for until all is ready; whether it became so."""
-    from flows.stack import log_of, read_state
+    from flows.stack.state import log_of, read_state
 
     started, told, name = time.monotonic(), set(), "supervisor"
     with console.status("starting …") as shown:

@@ -37,8 +37,8 @@ def replay(
 ) -> None:
     """Show the adversarial images that were found for one model to another: seconds, no new attack, no gradients needed."""
     settings = prepare_settings()
-    from flows.measurements import find_evaluation
-    from flows.subject import find_subject
+    from flows.measure.measurements import find_evaluation
+    from flows.measure.subject import find_subject
     from proxyrob.evaluate import replay_classifier
 
     with failures(), wrong_use():

@@ -1,8 +1,8 @@
 """One process that starts the servers and workers of a stack, starts again what dies, and ends them all.
 
-``proxyrob up`` runs it; ``python -m flows.supervisor PREFECT_PORT MLFLOW_PORT POOL …`` is what it runs in the background. It
-holds a lock for as long as it lives, so that there is one of a home. Of a server that died, what it started itself is killed
-before the server is started again, after a pause that doubles from one second to a minute.
+``proxyrob up`` runs it; ``python -m flows.stack.supervisor PREFECT_PORT MLFLOW_PORT POOL …`` is what it runs in the
+background. It holds a lock for as long as it lives, so that there is one of a home. Of a server that died, what it started
+itself is killed before the server is started again, after a pause that doubles from one second to a minute.
 """
 
 import os
@@ -19,10 +19,10 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from flows.answers import ask
-from flows.processes import Recorded, kill_processes
 from flows.settings import Settings, prepare_environment
-from flows.stack import (
+from flows.stack.answers import ask
+from flows.stack.processes import Recorded, kill_processes
+from flows.stack.state import (
     DEPLOY,
     LOCK,
     SERVERS,

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.plan import Plan, Variant
-from flows.registry import Registration
-from flows.versions import library_versions
+from flows.records.registry import Registration
+from flows.records.versions import library_versions
 from proxyrob.certify import CertificationReport
 from proxyrob.compare import Comparison, Incomparable
 from proxyrob.config.proxy import weighted_parts

@@ -1,0 +1,5 @@
+"""``python -m flows.cli`` is the program, too."""
+
+from flows.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Servers, workers and deployments, and what looks after them."""
