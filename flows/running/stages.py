@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, wait
 
-from flows.running.attempts import refuse_further_attempts
+from flows.running.attempts import begin_attempt
 from flows.running.display import Display, QuietDisplay
 from flows.running.workers import WorkerDied, run_in_child, stopping, warm_up
 from flows.settings import Settings
@@ -110,7 +110,7 @@ def open_worker_session() -> Iterator[Session]:
         with _children_end_with_it():
             yield session
         return
-    refuse_further_attempts()
+    begin_attempt()
     settings = Settings()
     warm_up(settings.threads)
     session = Session(settings, str(resolve_device(settings.device)), QuietDisplay())

@@ -63,6 +63,7 @@ def _prefect_server(settings: Settings, given: Mapping[str, str]) -> dict[str, s
         "PREFECT_SERVER_API_HOST": "127.0.0.1",
         "PREFECT_SERVER_API_PORT": "4200",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{settings.stack / 'prefect.db'}",
+        "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "flows.stack.ordering",
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(settings.stack / "prefect-ui"),
     }
 

@@ -9,8 +9,6 @@ import yaml
 from prefect.client.schemas.schedules import CronSchedule
 
 from flows.parameters import build_form, week_of
-from flows.running import attempts
-from flows.running.attempts import MOST_ATTEMPTS, refuse_further_attempts
 from flows.stack.automations import list_automations
 from flows.stack.deployments import default_file, read_deployments
 from flows.stack.services import HEARTBEAT_S, POOLS
@@ -81,15 +79,6 @@ def test_automations_wait_longer_than_a_heartbeat() -> None:
         "message": None,
         "force": False,
     }
-
-
-def test_a_run_is_started_again_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last attempt is made, one more fails for good, saying where to look."""
-    monkeypatch.setattr(attempts.flow_run, "run_count", MOST_ATTEMPTS, raising=False)
-    refuse_further_attempts()
-    monkeypatch.setattr(attempts.flow_run, "run_count", MOST_ATTEMPTS + 1, raising=False)
-    with pytest.raises(RuntimeError, match=r"was lost 3 times .*: see the worker's log"):
-        refuse_further_attempts()
 
 
 def test_a_week_has_one_seed() -> None:

@@ -2,13 +2,12 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import flow
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.running.display import QuietDisplay
 from flows.running.stages import Session, await_stages, open_session, submit_stage
@@ -42,13 +41,6 @@ def _refuses(stage: Stage, on_progress: Callable[..., None]) -> Counted:
 
 def _works(stage: Stage, on_progress: Callable[..., None]) -> Counted:
     return stage.finish(Counted(calls=_count(stage.folder.parent)), [], 0.0)
-
-
-@pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    """A Prefect API with a database of its own."""
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @flow
