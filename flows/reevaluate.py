@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.events import emit_event
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -15,6 +14,7 @@ from flows.pipeline import RUNNER
 from flows.plan import Plan, evaluate_stage, plan_pipeline
 from flows.records.registry import Champion, find_registered_champion, judge_champion
 from flows.records.tracking import Tracker
+from flows.release import announce_change
 from flows.running.stages import await_stages, current_session, open_worker_session, submit_stage
 from flows.settings import CONFIGURATION
 from proxyrob.compare import Comparison, compare_attacked_again
@@ -24,7 +24,6 @@ from proxyrob.source import SourceReport
 from proxyrob.storage import Stage
 from proxyrob.train import TrainReport
 
-WITHDRAWN = "proxyrob.champion.withdrawn"
 SEEDS_A_DAY = 100
 
 Model = Annotated[
@@ -80,11 +79,7 @@ def judge(tracker: Tracker, champion: Champion, plan: Plan, stages: list[Stage],
     reason = describe_reevaluation(found, seed, budget)
     withdrawn = judge_champion(tracker, champion, found, reason)
     if withdrawn:
-        emit_event(
-            WITHDRAWN,
-            resource={"prefect.resource.id": f"proxyrob.model.{champion.name}", "prefect.resource.name": champion.name},
-            payload={"version": champion.version, "reason": reason, "comparison": found.model_dump(mode="json")},
-        )
+        announce_change(champion.name, champion.version, "withdrawn", reason)
     title = f"**{champion.name} version {champion.version}**: {'no longer champion' if withdrawn else 'stays champion'}"
     create_markdown_artifact(key="champion", markdown=f"{title}\n\n{reason}", description=datetime.now(UTC).date().isoformat())
     return {

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from prefect import task
+from prefect.events import emit_event
 from prefect.futures import PrefectFuture
 
 from flows.describe import describe_data, describe_training
 from flows.plan import Plan, model_name
+from flows.records.champions import ChangeName
 from flows.records.registry import Registration, register_model
 from flows.records.tracking import Tracker
 from flows.running.stages import submit_stage
@@ -16,6 +18,8 @@ from proxyrob.compare import Comparison, Incomparable, compare_certificates, com
 from proxyrob.evaluate import read_verdicts
 from proxyrob.export import export_classifier
 from proxyrob.figures import draw_run
+
+CHAMPION_EVENT = "proxyrob.champion"
 
 
 def export_released(plan: Plan, after: Iterable[PrefectFuture[Any]]) -> PrefectFuture[Any]:
@@ -72,4 +76,16 @@ def compare_variants(plan: Plan) -> dict[str, Comparison | Incomparable]:
 @task(name="register and promote", task_run_name="register and promote")
 def release(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
     """Register the exported model and promote it if the gate says PASS."""
-    return register_model(plan, tracker, run_id)
+    registration = register_model(plan, tracker, run_id)
+    if registration.change is not None:
+        announce_change(registration.name, registration.version, registration.change, registration.decision.reason)
+    return registration
+
+
+def announce_change(name: str, version: int, change: ChangeName, reason: str) -> None:
+    """Tell Prefect that a version became champion, or ceased to be: an event that automations can act on."""
+    emit_event(
+        f"{CHAMPION_EVENT}.{change}",
+        resource={"prefect.resource.id": f"proxyrob.model.{name}", "prefect.resource.name": name},
+        payload={"version": version, "reason": reason},
+    )

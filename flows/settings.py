@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from platformdirs import user_data_path
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from proxyrob.storage import DataPlace, open_store
@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     ] = None
     cache_gb: Annotated[float, Field(gt=0, description="room for local copies of images that lie on S3")] = 50.0
     tracking_uri: Annotated[str | None, Field(description="MLflow server; the embedded store when not set")] = None
+    notify_url: Annotated[
+        SecretStr | None, Field(description="webhook that deploy has Prefect tell of failed runs and changes of champion")
+    ] = None
     device: Annotated[str, Field(description="auto, cpu, cuda or cuda:1")] = "auto"
     workers: Annotated[int, Field(gt=0, description="stages that run at once, each in a process of its own")] = (
         os.cpu_count() or 1
@@ -51,6 +54,17 @@ class Settings(BaseSettings):
         """
         open_store(uri)
         return self.model_copy(update={"data": uri})
+
+    @property
+    def webhook(self) -> str | None:
+        """Where people are notified.
+
+        Raises ``ValueError`` for an address that is none, without showing it: it is a secret.
+        """
+        url = None if self.notify_url is None else self.notify_url.get_secret_value()
+        if url is not None and not url.startswith(("https://", "http://")):
+            raise ValueError("PROXYROB_NOTIFY_URL: expected the address of a webhook, https://…")
+        return url
 
     @property
     def place(self) -> DataPlace:

@@ -197,20 +197,22 @@ def deploy(
         typer.Option("--schedules/--no-schedules", help="Switch all schedules on or off. Without it they stay as they are."),
     ] = None,
 ) -> None:
-    """Tell the Prefect server at PREFECT_API_URL of our work pools, deployments, schedules and automations.
+    """Tell the Prefect server at PREFECT_API_URL of our work pools, deployments, schedules, automations and whom to notify.
 
     May be given again at any time: it changes what differs from the file, and leaves alone what others made.
     """
-    prepare_settings()
+    settings = prepare_settings()
     if not os.environ.get("PREFECT_API_URL"):
         fail("PREFECT_API_URL is not set: start a stack with 'proxyrob up' and export what it prints", WRONG_USE)
+    with wrong_use():
+        notify_url = settings.webhook
     import asyncio
 
     from flows.stack.deployments import apply_deployments, default_file, read_deployments
 
     with failures():
         read = read_deployments(file or default_file())
-        applied = asyncio.run(apply_deployments(read, schedules=schedules))
+        applied = asyncio.run(apply_deployments(read, schedules=schedules, notify_url=notify_url))
     for kind, names in (("work pool", applied.pools), ("deployment", applied.deployments), ("automation", applied.automations)):
         for name in names:
             console.print(f"[green]✔[/] {kind:<10}  {name}", highlight=False, soft_wrap=True)

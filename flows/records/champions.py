@@ -28,11 +28,14 @@ LONGEST_REASON = 3000
 """MLflow's database keeps 5,000 characters of a tag."""
 
 
+ChangeName = Literal["promoted", "withdrawn"]
+
+
 class Change(Report):
     """A version became champion, or ceased to be; ``previous`` was champion before."""
 
     at: str
-    event: Literal["promoted", "withdrawn"]
+    event: ChangeName
     version: int
     previous: int | None
     reason: str
@@ -46,8 +49,8 @@ class Claim:
     name: str
     holder: str
 
-    def promote(self, version: int, reason: str) -> None:
-        """Make a version champion, unless it is already.
+    def promote(self, version: int, reason: str) -> bool:
+        """Make a version champion; whether it was not already.
 
         Raises ``RuntimeError`` when the claim was taken over because it had become too old.
         """
@@ -55,9 +58,10 @@ class Claim:
         champion = find_champion(self.client, self.name)
         previous = int(champion.version) if champion else None
         if previous == version:
-            return
+            return False
         self._note("promoted", version, previous, reason)
         self.client.set_registered_model_alias(self.name, CHAMPION, str(version))
+        return True
 
     def withdraw(self, version: int, reason: str) -> bool:
         """Take the alias back from a version; whether it had it.
@@ -72,7 +76,7 @@ class Claim:
         self.client.delete_registered_model_alias(self.name, CHAMPION)
         return True
 
-    def _note(self, event: Literal["promoted", "withdrawn"], version: int, previous: int | None, reason: str) -> None:
+    def _note(self, event: ChangeName, version: int, previous: int | None, reason: str) -> None:
         at = (
             datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
         )  # MLflow refuses «+» in a tag's name

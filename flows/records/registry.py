@@ -20,7 +20,7 @@ from mlflow.types import Schema, TensorSpec
 from pydantic import ValidationError
 
 from flows.plan import Plan, model_name
-from flows.records.champions import CHAMPION, claim_decision, find_champion
+from flows.records.champions import CHAMPION, ChangeName, claim_decision, find_champion
 from flows.records.metrics import name_figures
 from flows.records.tracking import DIGEST_TAG, Tracker
 from proxyrob.compare import Comparison, GateDecision, compare_verdicts, decide_promotion
@@ -41,12 +41,13 @@ LONGEST_DESCRIPTION = 5000
 
 
 class Registration(Report):
-    """A registered version, its aliases, and what the gate said of it."""
+    """A registered version, its aliases, what the gate said of it, and what that has just changed about the champion."""
 
     name: str
     version: int
     aliases: tuple[str, ...]
     decision: GateDecision
+    change: ChangeName | None = None
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,16 @@ def register_model(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
         client.set_registered_model_alias(name, CHALLENGER, str(number))
         decision = _decide(plan, tracker, name, number)
         _record_decision(client, found, decision, plan.export.verified(CARD).read_text())
-        reason = "; ".join(decision.reasons)
+        change: ChangeName | None = None
         if decision.verdict == "PASS":
-            claim.promote(number, reason)
+            change = "promoted" if claim.promote(number, decision.reason) else None
             if WITHDRAWN_TAG in found.tags:
                 client.delete_model_version_tag(name, str(number), WITHDRAWN_TAG)
-        elif decision.verdict == "FAIL" and claim.withdraw(number, reason):
-            client.set_model_version_tag(name, str(number), WITHDRAWN_TAG, reason)
-        return Registration(name=name, version=number, aliases=_aliases(client, name, number), decision=decision)
+        elif decision.verdict == "FAIL" and claim.withdraw(number, decision.reason):
+            change = "withdrawn"
+            client.set_model_version_tag(name, str(number), WITHDRAWN_TAG, decision.reason)
+        aliases = _aliases(client, name, number)
+        return Registration(name=name, version=number, aliases=aliases, decision=decision, change=change)
 
 
 def find_registered_champion(tracker: Tracker, name: str) -> Champion | None:

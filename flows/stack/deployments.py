@@ -1,4 +1,4 @@
-"""What a Prefect server is told of us: work pools, deployments with their schedules and forms, automations.
+"""What a Prefect server is told of us: work pools, deployments with their schedules and forms, automations, whom to notify.
 
 ``deployments/prefect.yaml`` says it, ``proxyrob deploy`` applies it, as often as one likes.
 """
@@ -6,15 +6,18 @@
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import yaml
 from prefect import Flow
 from prefect.automations import AutomationCore
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import ConcurrencyOptions
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
+from prefect.types import SecretDict
 from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -24,6 +27,7 @@ from flows.stack.automations import list_automations
 from flows.stack.services import TAG
 
 FILE = "prefect.yaml"
+WEBHOOK = "proxyrob"
 
 
 class Entry(BaseModel):
@@ -134,11 +138,13 @@ def read_deployments(path: Path) -> Deployments:
     return read
 
 
-async def apply_deployments(read: Deployments, *, schedules: bool | None = None) -> Applied:
+async def apply_deployments(read: Deployments, *, schedules: bool | None = None, notify_url: str | None = None) -> Applied:
     """Make the server at ``PREFECT_API_URL`` say what the file says; what it has of others is left alone.
 
-    A schedule keeps the switch it has on the server, unless ``schedules`` sets them all. A pool of another type (Kubernetes)
-    that has our name is kept, with its own template.
+    ``notify_url`` is a webhook that takes ``{"text": …}``, as chat programs have them: failed runs and changes of champion are
+    told there. Without it nobody is told, unless the server was given one before. A schedule keeps the switch it has on the
+    server, unless ``schedules`` sets them all. A pool of another type (Kubernetes) that has our name is kept, with its own
+    template.
     """
     switched: dict[str, bool] = {}
     async with get_client() as client:
@@ -146,7 +152,7 @@ async def apply_deployments(read: Deployments, *, schedules: bool | None = None)
             await _apply_pool(client, pool)
         for deployment in read.deployments:
             switched |= await _apply_deployment(client, deployment, schedules)
-        automations = await _apply_automations(client)
+        automations = await _apply_automations(client, await _apply_webhook(client, notify_url))
     return Applied(
         pools=tuple(f"{pool.name} (at most {pool.concurrency_limit} at once)" for pool in read.work_pools),
         deployments=tuple(f"{deployment.load_flow().name}/{deployment.name}" for deployment in read.deployments),
@@ -214,9 +220,27 @@ async def _apply_deployment(client: PrefectClient, deployment: Deployment, switc
     return {f"{full_name} {slug}": on for slug, on in wanted.items()}
 
 
-async def _apply_automations(client: PrefectClient) -> tuple[str, ...]:
+async def _apply_webhook(client: PrefectClient, url: str | None) -> UUID | None:
+    """The block that notifies people: Prefect keeps it, its address encrypted."""
+    if url is not None:
+        block = CustomWebhookNotificationBlock(
+            name=WEBHOOK,
+            url="{{url}}",
+            secrets=SecretDict({"url": url}),
+            json_data={"text": "{{subject}}\n{{body}}"},
+            headers=None,
+            cookies=None,
+        )
+        return await block.asave(WEBHOOK, overwrite=True)
+    try:
+        return (await client.read_block_document_by_name(WEBHOOK, CustomWebhookNotificationBlock.get_block_type_slug())).id
+    except ObjectNotFound:
+        return None
+
+
+async def _apply_automations(client: PrefectClient, notify: UUID | None) -> tuple[str, ...]:
     names = []
-    for automation in list_automations():
+    for automation in list_automations(notify):
         known = await client.read_automations_by_name(automation.name)
         if not known:
             await client.create_automation(automation)

@@ -27,6 +27,11 @@ class GateDecision(Report):
         """The failed checks that were let pass, with the reasons."""
         return {name: self.waivers[name] for name in self.failed_checks if name in self.waivers}
 
+    @property
+    def reason(self) -> str:
+        """All reasons in one line."""
+        return "; ".join(self.reasons)
+
     def describe(self) -> str:
         """As a section of a model's card."""
         return "\n".join([f"## The gate says {self.verdict}", *(f"- {reason}" for reason in self.reasons), ""])
