@@ -5,18 +5,26 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
+
+from flows.stack.answers import Answer, ask
+from flows.stack.processes import kill_processes
+from tests.s3_server import BUCKET, KEY, SECRET, S3Server, free_ports
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "deployments" / "compose.yaml"
 EXAMPLE = ROOT / "deployments" / "stack.env.example"
 PROGRAM = str(Path(sys.executable).with_name("proxyrob"))
 POSTGRES_USER = "proxyrob"
+START_S, RESTART_S = 300.0, 2.0
 
 VARIABLE = re.compile(r"\$\{(\w+)(:\?([^}]*))?\}")
 
@@ -75,16 +83,149 @@ class Postgres:
         if self.as_user:
             for folder in (self.folder, secret):
                 shutil.chown(folder, "postgres", "postgres")
-        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder}"
         self._run("initdb", "-D", data, "-U", POSTGRES_USER, "-A", "scram-sha-256", f"--pwfile={secret}", "-N")
-        self._run("pg_ctl", "-D", data, "-l", self.folder / "log", "-w", "-o", options, "start")
+        self.start_again()
         for name in ("prefect", "mlflow"):
             self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", POSTGRES_USER, name)
 
+    def start_again(self) -> None:
+        """Start with the data that is there, and wait until it answers."""
+        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder}"
+        self._run("pg_ctl", "-D", self.folder / "data", "-l", self.folder / "log", "-w", "-o", options, "start")
+
     def stop(self) -> None:
         self._run("pg_ctl", "-D", self.folder / "data", "-m", "fast", "stop")
+
+    def find(self) -> psutil.Process | None:
+        """The server's first process, while it runs."""
+        try:
+            number = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+            return psutil.Process(number)
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            return None
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        if (server := self.find()) is not None:
+            kill_processes([server, *server.children(recursive=True)])
 
     def _run(self, program: str, *arguments: str | Path) -> None:
         environment = {"PATH": os.environ["PATH"], "PGPASSWORD": self.password, "LC_ALL": "C.UTF-8"}
         command = [str(self.programs / program), *map(str, arguments)]
         subprocess.run(command, env=environment, check=True, capture_output=True, cwd=self.folder, **self.as_user)
+
+
+class Services:
+    """The services of the compose file as processes of this machine, with data below ``folder`` and ``database``.
+
+    ``home`` is that of the workers. What has ended is started again once ``keep`` was called, as ``restart: unless-stopped``
+    of the file says.
+    """
+
+    def __init__(self, folder: Path, database: Path, s3: S3Server, home: Path | None = None) -> None:
+        self.folder, self.s3, self.home = folder, s3, home or folder
+        ports = dict(zip(("postgres", "prefect", "mlflow"), free_ports(3), strict=True))
+        self.postgres = Postgres(database / "postgres", ports["postgres"], "letters4digits")
+        self.composed = Composed(
+            {
+                "POSTGRES_PASSWORD": self.postgres.password,
+                "PREFECT_AUTH": "admin:open-sesame",
+                "S3_KEY": KEY,
+                "S3_SECRET": SECRET,
+                "S3_BUCKET": BUCKET,
+            },
+            {
+                "postgres:5432": f"127.0.0.1:{ports['postgres']}",
+                "http://s3:8333": s3.url,
+                "prefect:4200": f"127.0.0.1:{ports['prefect']}",
+                "mlflow:5000": f"127.0.0.1:{ports['mlflow']}",
+                "0.0.0.0": "127.0.0.1",  # noqa: S104  (what a container listens on)
+            },
+        )
+        self.ports = {"PREFECT_SERVER_API_PORT": str(ports["prefect"]), "MLFLOW_PORT": str(ports["mlflow"])}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._kept = threading.Event()
+
+    def environment(self, name: str) -> dict[str, str]:
+        given = self.composed.environment(name)
+        moved = {key: value for key, value in self.ports.items() if key in given}
+        return {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PROXYROB_HOME": str(self.home), **given, **moved}
+
+    def start(self, name: str) -> None:
+        """Start a service."""
+        self.running[name] = self._run(name)
+
+    def deploy(self) -> None:
+        """Run the service that ends. Raises ``RuntimeError`` with the end of its log when it failed."""
+        if self._run("deploy").wait(START_S) != 0:
+            raise RuntimeError((self.folder / "deploy.log").read_text()[-2000:])
+
+    def _run(self, name: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            command, environment = self.composed.command(name), self.environment(name)
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
+
+    def start_all(self, worker: str = "worker-cpu") -> None:
+        """Start everything in order, and return when a worker has taken up work. Raises ``TimeoutError``."""
+        self.postgres.start()
+        self.start("prefect")
+        self.start("mlflow")
+        mlflow = self.environment("deploy")["PROXYROB_TRACKING_URI"]
+        wait_until(lambda: self.ask("health").is_good and ask(f"{mlflow}/health").is_good, START_S, "both servers")
+        self.deploy()
+        self.start(worker)
+        pool = worker.removeprefix("worker-")
+        wait_until(lambda: bool(self.ask(f"work_pools/{pool}/workers/filter", {}).content), START_S, "a worker")
+
+    def ask(self, path: str, body: object = None) -> Answer:
+        clients = self.environment("deploy")
+        return ask(f"{clients['PREFECT_API_URL']}/{path}", body, credentials=clients["PREFECT_API_AUTH_STRING"])
+
+    def kill(self, name: str) -> None:
+        """Kill a service with all that it is made of, as a power cut would; of a worker not the runs it has started."""
+        if name == "postgres":
+            self.postgres.kill()
+        elif name == "s3":
+            self.s3.kill()
+        else:
+            process = psutil.Process(self.running[name].pid)
+            kill_processes([process, *([] if name.startswith("worker") else process.children(recursive=True))])
+
+    def keep(self) -> None:
+        """Start again whatever ends from now on, a few seconds later, until ``stop``."""
+        self._kept.set()
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def _keep(self) -> None:
+        while self._kept.is_set():
+            time.sleep(RESTART_S)
+            if self.postgres.find() is None:
+                self.postgres.start_again()
+            if any(process.poll() is not None for process in self.s3.processes) or not self.s3.processes:
+                self.s3.restart()
+            for name, process in list(self.running.items()):
+                if process.poll() is not None:
+                    self.start(name)
+
+    def stop(self) -> None:
+        """End everything: the worker first, while it can still say good-bye to its server."""
+        self._kept.clear()
+        time.sleep(RESTART_S)
+        for process in reversed(self.running.values()):
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self.postgres.find() is not None:
+            self.postgres.stop()
+
+
+def wait_until(true: Callable[[], bool], patience_s: float, what: str) -> None:
+    """Return as soon as something is true. Raises ``TimeoutError``."""
+    deadline = time.monotonic() + patience_s
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} not within {patience_s:g} s")
+        time.sleep(1.0)

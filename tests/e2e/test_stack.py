@@ -1,85 +1,22 @@
 """Production for real: the services of the compose file, and the stack on one host."""
 
 import json
-import os
-import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from flows.stack.answers import Answer, ask
+from flows.stack.answers import ask
 from flows.stack.processes import find_marked
-from tests.composed import Composed, Postgres
+from tests.composed import Services, wait_until
 from tests.e2e.conftest import Program
-from tests.s3_server import BUCKET, KEY, SECRET, S3Server, free_ports
+from tests.s3_server import BUCKET, SECRET, S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-START_S, RUN_S = 300.0, 600.0
-
-
-def _until(true: Callable[[], bool], patience_s: float, what: str) -> None:
-    deadline = time.monotonic() + patience_s
-    while not true():
-        assert time.monotonic() < deadline, f"{what} not within {patience_s:g} s"
-        time.sleep(1.0)
-
-
-class Services:
-    """Services of the compose file as processes of this machine."""
-
-    def __init__(self, folder: Path, database: Path, s3: S3Server) -> None:
-        self.folder, self.s3 = folder, s3
-        ports = dict(zip(("postgres", "prefect", "mlflow"), free_ports(3), strict=True))
-        self.postgres = Postgres(database / "postgres", ports["postgres"], "letters4digits")
-        self.composed = Composed(
-            {
-                "POSTGRES_PASSWORD": self.postgres.password,
-                "PREFECT_AUTH": "admin:open-sesame",
-                "S3_KEY": KEY,
-                "S3_SECRET": SECRET,
-                "S3_BUCKET": BUCKET,
-            },
-            {
-                "postgres:5432": f"127.0.0.1:{ports['postgres']}",
-                "http://s3:8333": s3.url,
-                "prefect:4200": f"127.0.0.1:{ports['prefect']}",
-                "mlflow:5000": f"127.0.0.1:{ports['mlflow']}",
-                "0.0.0.0": "127.0.0.1",  # noqa: S104  (what a container listens on)
-            },
-        )
-        self.ports = {"PREFECT_SERVER_API_PORT": str(ports["prefect"]), "MLFLOW_PORT": str(ports["mlflow"])}
-        self.running: list[subprocess.Popen[bytes]] = []
-
-    def environment(self, name: str) -> dict[str, str]:
-        given = self.composed.environment(name)
-        moved = {key: value for key, value in self.ports.items() if key in given}
-        return {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PROXYROB_HOME": str(self.folder), **given, **moved}
-
-    def start(self, name: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                self.composed.command(name), env=self.environment(name), stdout=log, stderr=log, cwd=self.folder
-            )
-        self.running.append(process)
-        return process
-
-    def ask(self, path: str, body: object = None) -> Answer:
-        clients = self.environment("deploy")
-        return ask(f"{clients['PREFECT_API_URL']}/{path}", body, credentials=clients["PREFECT_API_AUTH_STRING"])
-
-    def stop(self) -> None:
-        for process in reversed(self.running):  # the worker first, while it can still say good-bye to its server
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+RUN_S = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -92,23 +29,15 @@ def services(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> I
         started = Services(tmp_path_factory.mktemp("services"), database, s3_server)
         if not started.postgres.programs.is_dir():
             pytest.skip("PostgreSQL is not installed")
-        started.postgres.start()
-        stack.callback(started.postgres.stop)
         stack.callback(started.stop)
-        started.start("prefect")
-        started.start("mlflow")
-        mlflow = started.environment("deploy")["PROXYROB_TRACKING_URI"]
-        _until(lambda: started.ask("health").is_good and ask(f"{mlflow}/health").is_good, START_S, "both servers")
-        assert started.start("deploy").wait(START_S) == 0
-        started.start("worker-cpu")
-        _until(lambda: bool(started.ask("work_pools/cpu/workers/filter", {}).content), START_S, "a worker")
+        started.start_all()
         yield started
 
 
 def test_the_composed_services_run_the_pipeline(services: Services, make_program: Callable[[], Program]) -> None:
     """On PostgreSQL and S3, with passwords: deploying twice changes nothing, a run registers a model, files are on S3."""
     before = {name: services.ask(f"{name}/filter", {}).content for name in ("deployments", "automations")}
-    assert services.start("deploy").wait(START_S) == 0
+    services.deploy()
     after = {name: services.ask(f"{name}/filter", {}).content for name in ("deployments", "automations")}
     assert {d["id"] for d in after["deployments"]} == {d["id"] for d in before["deployments"]}
     assert after["automations"] == before["automations"]
@@ -120,7 +49,9 @@ def test_the_composed_services_run_the_pipeline(services: Services, make_program
     run = services.ask(
         f"deployments/{deployment}/create_flow_run", {"parameters": {"preset": str(make_program().preset)}}
     ).content
-    _until(lambda: services.ask(f"flow_runs/{run['id']}").content["state_type"] in {"COMPLETED", "FAILED"}, RUN_S, "the run")
+    wait_until(
+        lambda: services.ask(f"flow_runs/{run['id']}").content["state_type"] in {"COMPLETED", "FAILED"}, RUN_S, "the run"
+    )
     found = services.ask(f"flow_runs/{run['id']}").content
     log = (services.folder / "worker-cpu.log").read_text()
     assert found["state_type"] == "COMPLETED", log[-4000:]
