@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import psutil
 import yaml
 
 from flows.stack.answers import Answer, ask
-from flows.stack.processes import kill_processes
+from flows.stack.processes import MARK, kill_processes
 from tests.s3_server import BUCKET, KEY, SECRET, S3Server, free_ports
 
 ROOT = Path(__file__).parents[1]
@@ -143,13 +144,15 @@ class Services:
             },
         )
         self.ports = {"PREFECT_SERVER_API_PORT": str(ports["prefect"]), "MLFLOW_PORT": str(ports["mlflow"])}
+        self.mark = uuid.uuid4().hex
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self._kept = threading.Event()
 
     def environment(self, name: str) -> dict[str, str]:
         given = self.composed.environment(name)
         moved = {key: value for key, value in self.ports.items() if key in given}
-        return {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PROXYROB_HOME": str(self.home), **given, **moved}
+        ours = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PROXYROB_HOME": str(self.home), MARK: self.mark}
+        return {**ours, **given, **moved}
 
     def start(self, name: str) -> None:
         """Start a service."""
