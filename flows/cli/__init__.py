@@ -117,7 +117,7 @@ def pull(
 ) -> None:
     """Download a registered model with its card. onnxruntime alone is enough to use it."""
     settings = prepare_settings()
-    from flows.records.registry import pull_model
+    from flows.records.released import pull_model
     from flows.records.tracking import Tracker
 
     with failures():

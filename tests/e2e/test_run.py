@@ -152,7 +152,11 @@ def test_mlflow_has_parent_and_child_runs(finished: Finished) -> None:
     (parent,) = [run for run in runs if run.data.tags.get("proxyrob.digest") == finished.report["digests"]["pipeline"]]
     assert parent.info.status == "FINISHED"
     assert parent.data.params["train.gamma"] == "0.5"
-    children = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    children = {
+        str(run.info.run_name).partition(" · ")[0]: run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
     assert set(children) == {"proxy", "real-only", "mixed"}
     for variant in ("real-only", "mixed"):
         child, figures = children[variant], finished.report["models"][variant]
