@@ -40,7 +40,7 @@ class Patience:
 
     def outlast(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of the call. Raises what it raises, at once where the cause is another than a server that is away."""
-        failed_at, told, pause = None, False, FIRST_PAUSE_S
+        failed_at, failures, pause = None, 0, FIRST_PAUSE_S
         while True:
             try:
                 result = call(*args, **kwargs)
@@ -49,8 +49,8 @@ class Patience:
                 failed_at = failed_at or now
                 if not self.is_away(error) or now - failed_at > self._longest_s:
                     raise
-                if pause > FIRST_PAUSE_S and not told:  # one failure alone is a connection that was closed while idle
-                    told = True
+                failures += 1
+                if failures == 2:  # one alone is a connection that was closed while idle
                     self._tell(
                         f"MLflow at {self._uri} does not answer ({summarise(error)}); trying again for up to "
                         f"{self._longest_s / 60:.0f} minutes"
@@ -58,7 +58,7 @@ class Patience:
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
-                if told and failed_at is not None:
+                if failures > 1 and failed_at is not None:
                     self._tell(f"MLflow answers again, after {time.monotonic() - failed_at:.0f} s")
                 return result
 
