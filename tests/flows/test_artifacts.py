@@ -1,10 +1,11 @@
 """Artifacts go straight to S3: no byte of them passes MLflow's server."""
 
 import os
+import select
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import mlflow
@@ -24,35 +25,35 @@ PASSED_BYTES = 200_000
 class Counter:
     """Passes connections on to a server, and counts the bytes of both directions."""
 
-    def __init__(self, port: int) -> None:
-        self.count, self._target = 0, port
+    def __init__(self) -> None:
+        self.count, self.target = 0, 0
+        self._closing = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
 
     def close(self) -> None:
-        self._listener.close()
+        self._closing.set()
+        for thread in self._threads:
+            thread.join(10)
 
     def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.create_connection(("127.0.0.1", self._target))
-            for one, other in ((client, server), (server, client)):
-                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+        with self._listener:
+            while not self._closing.is_set():
+                if select.select([self._listener], [], [], 0.1)[0]:
+                    thread = threading.Thread(target=self._pass_on, args=(self._listener.accept()[0],))
+                    self._threads.append(thread)
+                    thread.start()
 
-    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
-        try:
-            while content := one.recv(65536):
-                self.count += len(content)
-                other.sendall(content)
-        except OSError:
-            pass
-        finally:
-            for end in (one, other):
-                end.close()
+    def _pass_on(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self.target)) as server, suppress(OSError):
+            while not self._closing.is_set():
+                for one in select.select([client, server], [], [], 0.1)[0]:
+                    if not (content := one.recv(65536)):
+                        return
+                    self.count += len(content)
+                    (server if one is client else client).sendall(content)
 
 
 @pytest.fixture(params=["signed", "direct"])
@@ -74,11 +75,12 @@ def counted(
     for name, value in (clients | ({} if signed else credentials)).items():
         monkeypatch.setenv(name, value)
     with ExitStack() as stack:
-        server = MlflowServer(tmp_path, **site)
+        counter = Counter()
+        stack.callback(counter.close)
+        server = MlflowServer(tmp_path, **site, MLFLOW_SERVER_ALLOWED_HOSTS=f"127.0.0.1:{counter.port}")
         stack.callback(server.kill)
         server.start()
-        counter = Counter(server.port)
-        stack.callback(counter.close)
+        counter.target = server.port
         url = f"http://127.0.0.1:{counter.port}"
         before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
         mlflow.set_tracking_uri(url)
