@@ -86,6 +86,7 @@ class Outcome:
             seconds={"total": round(time.monotonic() - self._started, 2), **seconds},
             cached=cached,
         )
+        report["tracked"] = {"experiment": self.tracker.experiment(self.plan.config.name), "run": self._run_id}
         self._copy_results()
         add_decision(self.folder, registration.decision)
         write_report(self.folder, report)

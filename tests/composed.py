@@ -81,10 +81,14 @@ class Postgres:
         for name in ("prefect", "mlflow"):
             self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", POSTGRES_USER, name)
 
+    def dump(self, name: str) -> bytes:
+        """Everything that a database holds."""
+        return self._run("pg_dump", "-h", "127.0.0.1", "-p", str(self.port), "-U", POSTGRES_USER, name)
+
     def stop(self) -> None:
         self._run("pg_ctl", "-D", self.folder / "data", "-m", "fast", "stop")
 
-    def _run(self, program: str, *arguments: str | Path) -> None:
+    def _run(self, program: str, *arguments: str | Path) -> bytes:
         environment = {"PATH": os.environ["PATH"], "PGPASSWORD": self.password, "LC_ALL": "C.UTF-8"}
         command = [str(self.programs / program), *map(str, arguments)]
-        subprocess.run(command, env=environment, check=True, capture_output=True, cwd=self.folder, **self.as_user)
+        return subprocess.run(command, env=environment, check=True, capture_output=True, cwd=self.folder, **self.as_user).stdout

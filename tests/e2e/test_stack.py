@@ -5,9 +5,11 @@ import os
 import subprocess
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import pytest
 
@@ -40,6 +42,8 @@ class Services:
             {
                 "POSTGRES_PASSWORD": self.postgres.password,
                 "PREFECT_AUTH": "admin:open-sesame",
+                "MLFLOW_ADMIN": "keeper",
+                "MLFLOW_ADMIN_PASSWORD": "open/the+registry",
                 "S3_KEY": KEY,
                 "S3_SECRET": SECRET,
                 "S3_BUCKET": BUCKET,
@@ -71,6 +75,41 @@ class Services:
     def ask(self, path: str, body: object = None) -> Answer:
         clients = self.environment("deploy")
         return ask(f"{clients['PREFECT_API_URL']}/{path}", body, credentials=clients["PREFECT_API_AUTH_STRING"])
+
+    @property
+    def mlflow_credentials(self) -> str:
+        return f"{self.composed.variables['MLFLOW_ADMIN']}:{self.composed.variables['MLFLOW_ADMIN_PASSWORD']}"
+
+    def secrets(self) -> dict[str, set[bytes]]:
+        """Every secret of the stack, in each form in which it could be written down."""
+        given = self.composed.variables
+        plain = {
+            "of PostgreSQL": given["POSTGRES_PASSWORD"],
+            "of Prefect": given["PREFECT_AUTH"].partition(":")[2],
+            "of MLflow": given["MLFLOW_ADMIN_PASSWORD"],
+            "of S3": given["S3_SECRET"],
+        }
+        signed = {"of Prefect": given["PREFECT_AUTH"], "of MLflow": self.mlflow_credentials}
+        forms = {
+            name: {secret, quote(secret, safe=""), quote_plus(secret), b64encode(secret.encode()).decode()}
+            for name, secret in plain.items()
+        }
+        for name, pair in signed.items():
+            forms[name].add(b64encode(pair.encode()).decode())
+        return {name: {form.encode() for form in found} for name, found in forms.items()}
+
+    def written(self) -> Iterator[tuple[str, bytes]]:
+        """All that the stack has written down, by its place: databases, logs, the home of worker and servers, S3."""
+        for name in ("prefect", "mlflow"):
+            yield f"database {name}", self.postgres.dump(name)
+        yield "log of PostgreSQL", (self.postgres.folder / "log").read_bytes()
+        for path in self.folder.rglob("*"):
+            if path.is_file() and path.name != "mlflow-auth.ini":  # which has the address of the users' database, for its owner
+                yield str(path), path.read_bytes()
+        client = self.s3.client()
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+            for item in page.get("Contents", ()):
+                yield item["Key"], client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
 
     def stop(self) -> None:
         for process in reversed(self.running):  # the worker first, while it can still say good-bye to its server
@@ -124,12 +163,21 @@ def test_the_composed_services_run_the_pipeline(services: Services, make_program
     found = services.ask(f"flow_runs/{run['id']}").content
     log = (services.folder / "worker-cpu.log").read_text()
     assert found["state_type"] == "COMPLETED", log[-4000:]
-    assert not any(secret in log for secret in (SECRET, "open-sesame", services.postgres.password))
-    versions = ask(f"{clients['PROXYROB_TRACKING_URI']}/api/2.0/mlflow/registered-models/search").content
+    registry = f"{clients['PROXYROB_TRACKING_URI']}/api/2.0/mlflow/registered-models/search"
+    assert ask(registry).status == 401, "nor here"
+    versions = ask(registry, credentials=services.mlflow_credentials).content
     assert [model["name"] for model in versions["registered_models"]] == ["digits-linf"]
     keys = {item["Key"] for item in services.s3.client().list_objects_v2(Bucket=BUCKET)["Contents"]}
     assert any(key.startswith("mlflow/") and key.endswith("model.onnx") for key in keys)
     assert any(key.startswith("data/samples/") for key in keys)
+
+    searched = 0
+    for place, content in services.written():
+        searched += 1
+        for name, forms in services.secrets().items():
+            assert not any(form in content for form in forms), f"the secret {name} is in {place}"
+    assert searched > 100, "databases, logs, files of the home, objects"
+    assert b"digits-linf" in services.postgres.dump("mlflow"), "what was searched is what was written"
 
 
 def test_one_host_comes_up_and_goes_down(make_program: Callable[[], Program]) -> None:
