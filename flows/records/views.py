@@ -15,9 +15,14 @@ from typing import Any
 
 VIEW_TAG = "mlflow.sharedViewState."
 PIPELINES, MODELS = "pipelines", "models"
-PARAMETERS = ("seed", "train.gamma", "train.synthetic_fraction", "train.objective.kind", "proxy.kind")
+PARAMETERS = ("train.gamma", "seed", "train.synthetic_fraction", "train.objective.kind", "proxy.kind")
+"""The first of them stands before the figures."""
 ROBUST = ("autoattack_accuracy", "gate_search_accuracy", "pgd_accuracy", "clean_accuracy", "average_certified_radius")
 CERTIFIED, DIFFERENCE, TRAINING = "certified_accuracy_", "difference/", "train/"
+PICTURES, WIDE_CARDS = "Pictures", {"columns": 1, "cardHeight": 370}
+"""One card in a row, so that the pictures of several runs stand beside one another."""
+WIDE, NARROW = 150, 115
+"""Pixels of a column: the pages' own cut off the names of metrics."""
 ENDS = ("_low", "_high", "_p_value")
 
 
@@ -33,7 +38,7 @@ def write_views(metrics: Iterable[str], pictures: Iterable[str], moment: int) ->
     shown = {name for names in sections.values() for name in names}
     sections["Intervals and other figures"] = [name for name in known if name not in shown]
     views = (
-        _View(PIPELINES, "Pipelines", "", ("gate", "model"), None),
+        _View(PIPELINES, "Pipelines", "", ("gate",), None),
         _View(MODELS, "Models", "tags.`proxyrob.kind` = 'model'", ("sanity",), "metrics.`autoattack_accuracy`"),
     )
     return {f"{VIEW_TAG}{view.key}": view.write(figures, sections, tuple(pictures), moment) for view in views}
@@ -62,23 +67,25 @@ class _View:
 
     def write(self, figures: list[str], sections: dict[str, list[str]], pictures: tuple[str, ...], moment: int) -> str:
         columns = [
-            *(f"metrics.`{name}`" for name in figures),
-            *(f"params.`{name}`" for name in PARAMETERS),
             *(f"tags.`proxyrob.{name}`" for name in self.tags),
+            *(f"params.`{name}`" for name in PARAMETERS[:1]),
+            *(f"metrics.`{name}`" for name in figures),
+            *(f"params.`{name}`" for name in PARAMETERS[1:]),
         ]
         charts = [_chart(name, f"section-{section}") for section, names in sections.items() for name in names]
-        charts += [_picture(name, "section-Pictures") for name in pictures]
+        charts += [_picture(name, f"section-{PICTURES}") for name in pictures]
         titles = list(sections)
-        titles[1:1] = ["Pictures"] if pictures else []
+        titles[1:1] = [PICTURES] if pictures else []
         state = {
             "searchFilter": self.search,
             **({} if self.order is None else {"orderByKey": self.order, "orderByAsc": False}),
             "selectedColumns": columns,
-            "columnOrder": [],
-            "columnWidths": {},
+            "columnOrder": columns,
+            "columnWidths": {column: WIDE if column.startswith("metrics.") else NARROW for column in columns},
             "compareRunCharts": charts,
             "compareRunSections": [
                 {"uuid": f"section-{title}", "name": title, "display": title != titles[-1], "isReordered": True}
+                | (WIDE_CARDS if title == PICTURES else {})
                 for title in titles
             ],
             "isAccordionReordered": True,
