@@ -217,7 +217,7 @@ class Tracker:
         there = [entry.path for entry in self.client.list_artifacts(run_id, "images")]
         for path in files:
             self.client.log_artifact(run_id, str(path), "figures")
-            if not any(entry.startswith(f"images/{path.stem}%") for entry in there):
+            if not any(entry.startswith(f"images/{path.stem}+") and "+compressed" in entry for entry in there):  # written last
                 self.client.log_image(run_id, Image.open(path).convert("RGB"), key=path.stem, step=0, synchronous=True)
 
     def _show(self, plan: Plan, run_id: str, pictures: Iterable[str]) -> None:

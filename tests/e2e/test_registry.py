@@ -70,6 +70,17 @@ def test_recording_again_adds_no_point(record: Record) -> None:
     assert {"validation_accuracy_low", "validation_accuracy_high", "autoattack_accuracy_low"} <= before.keys()
 
 
+def test_closing_again_adds_no_picture(record: Record, finished: Finished) -> None:
+    """A pipeline that is closed again after an interruption shows every picture once, and its views are as they were."""
+    client, report = record.tracker.client, finished.report
+    parent = client.get_run(record.run_id).data.tags["mlflow.parentRunId"]
+    before = [entry.path for entry in client.list_artifacts(parent, "images")]
+    client.update_run(parent, status="RUNNING")
+    record.tracker.close_pipeline(record.plan, parent, report, "the note")
+    assert [entry.path for entry in client.list_artifacts(parent, "images")] == before != []
+    assert client.get_run(parent).data.tags["mlflow.note.content"].startswith("the note")
+
+
 def test_a_version_says_what_matters_in_its_first_line(record: Record, finished: Finished) -> None:
     """Lists of versions show no more of a description: the gate's verdict, the figure with its interval, the threat model."""
     version = record.tracker.client.get_model_version(NAME, "1")

@@ -173,7 +173,7 @@ def test_mlflow_has_parent_and_child_runs(finished: Finished) -> None:
     assert children["mixed"].inputs is not None
     assert {entry.dataset.name for entry in children["mixed"].inputs.dataset_inputs} >= {"training images", "synthetic images"}
     assert {entry.path for entry in client.list_artifacts(parent.info.run_id, "figures")} >= {"figures/certified-accuracy.png"}
-    shown = {entry.path.partition("%")[0] for entry in client.list_artifacts(parent.info.run_id, "images")}
+    shown = {entry.path.partition("+")[0] for entry in client.list_artifacts(parent.info.run_id, "images")}
     assert shown >= {"images/certified-accuracy", "images/real-and-synthetic"}, "pictures that MLflow shows beside other runs'"
     assert parent.data.tags["mlflow.note.content"].startswith(f"**Gate: {finished.report['promotion']['verdict']}** · ")
 
