@@ -21,6 +21,7 @@ AWAY = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"}
 """What a server answers whose database does not."""
 UNREACHED = re.compile(r"^API request to .* failed with |Max retries exceeded|Connection |timed out|HTTPStatusCode': 5")
 """What MLflow's client says when no answer came, or not all of one."""
+SYSTEMS_CAUSE = re.compile(r"\[Errno -?\d+\] ([\w ]+)")
 MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 
 
@@ -105,6 +106,8 @@ def is_missing(error: MlflowException) -> bool:
 def summarise(error: BaseException) -> str:
     """What an error is about, without the whole request."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if (found := SYSTEMS_CAUSE.search(text)) is not None:
+        return found[1]
     cause = text.rpartition("Caused by ")[2] or text
     return cause if len(cause) <= 160 else f"{cause[:157]}…"
 
