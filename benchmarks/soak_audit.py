@@ -12,9 +12,10 @@ from mlflow import MlflowClient
 
 from flows.plan import Plan, model_name, pin_config, plan_pipeline
 from flows.records.champions import LOCK_SUFFIX, find_champion, read_history
+from flows.records.curves import ROBUST_CURVE, SMOOTH_CURVE
 from flows.records.metrics import variant_metrics
-from flows.records.registry import GATE_TAG
-from flows.records.tracking import CURVE_PREFIX, DIGEST_TAG, FINISHED, SMOOTH_CURVE_PREFIX
+from flows.records.released import GATE_TAG
+from flows.records.tracking import DIGEST_TAG, FINISHED
 from flows.settings import Settings
 from proxyrob.certify import read_certificates
 from proxyrob.config import load_config
@@ -98,7 +99,7 @@ def check_record(client: MlflowClient, plan: Plan) -> list[str]:
         for name, value in variant_metrics(plan, variant).items():
             if abs(runs[0].data.metrics.get(name, np.nan) - value) > 1e-12 or name not in runs[0].data.metrics:
                 faults.append(f"{variant}: {name} is {runs[0].data.metrics.get(name)}, its table says {value}")
-        for prefix, stage in ((CURVE_PREFIX, stages.train), (SMOOTH_CURVE_PREFIX, stages.smooth)):
+        for prefix, stage in ((ROBUST_CURVE, stages.train), (SMOOTH_CURVE, stages.smooth)):
             for curve in (read_losses(stage), read_curve(stage)):
                 for column in set(curve.columns) - {"step", "time_s"}:
                     points = [point.step for point in client.get_metric_history(runs[0].info.run_id, f"{prefix}/{column}")]

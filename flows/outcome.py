@@ -11,9 +11,11 @@ import yaml
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.plan import Plan, Variant
-from flows.records.registry import Registration, add_decision
+from flows.records.curves import LiveCurve, close_all
+from flows.records.registry import Registration
+from flows.records.released import add_decision
 from flows.records.report import build_report, render_markdown, write_report
-from flows.records.tracking import LiveCurve, Tracker
+from flows.records.tracking import Tracker
 from flows.running.stages import current_session
 from flows.settings import CONFIGURATION
 from proxyrob.certify.smoothing import CERTIFICATES
@@ -22,6 +24,9 @@ from proxyrob.evaluate.verdicts import VERDICTS
 from proxyrob.export import CARD, CARD_JSON, MODEL
 from proxyrob.figures import PicturesReport
 from proxyrob.storage.files import require_writable, write_bytes
+
+FAREWELL_S = 3.0
+"""How long the end of a failed run waits for the last points of its curves."""
 
 
 class Outcome:
@@ -33,7 +38,8 @@ class Outcome:
         self.folder = Path(output).absolute() if output else settings.runs / plan.run_name
         require_writable(self.folder)
         require_writable(settings.store)
-        self.tracker = Tracker(settings)
+        self.tracker = Tracker(settings, current_session().display.note)
+        self._curves: list[LiveCurve] = []
         self._title = " ".join([plan.config.name, *(changes or ("as it ships",))])
         self._started = time.monotonic()
         self._run_id = ""
@@ -44,15 +50,19 @@ class Outcome:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        close_all(self._curves, FAREWELL_S)
         if error is not None:
             self.tracker.fail(self._run_id, str(error) or type(error).__name__)
 
     def curve(self, variant: Variant, prefix: str) -> LiveCurve:
         """Shows a training of a variant in MLflow while it runs; ``prefix`` is that of its figures."""
-        return self.tracker.live_curve(self.tracker.open_variant(self.plan, variant, self._run_id), prefix)
+        curve = self.tracker.live_curve(self.tracker.open_variant(self.plan, variant, self._run_id), prefix)
+        self._curves.append(curve)
+        return curve
 
     def record_models(self) -> str:
-        """Record the proxy and every model; the run id of the model that is released."""
+        """Record the proxy and every model, with what their curves lack; the run id of the model that is released."""
+        close_all(self._curves)
         self.tracker.record_proxy(self.plan, self._run_id)
         runs = {variant: self.tracker.record_variant(self.plan, variant, self._run_id) for variant in self.plan.variants}
         for run in runs.values():
@@ -76,6 +86,7 @@ class Outcome:
             seconds={"total": round(time.monotonic() - self._started, 2), **seconds},
             cached=cached,
         )
+        report["tracked"] = {"experiment": self.tracker.experiment(self.plan.config.name), "run": self._run_id}
         self._copy_results()
         add_decision(self.folder, registration.decision)
         write_report(self.folder, report)

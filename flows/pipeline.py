@@ -13,7 +13,7 @@ from flows.build_proxy import build_proxy
 from flows.outcome import Outcome
 from flows.parameters import Changes, Output, Preset, WeeklySeed, name_run, week_of
 from flows.plan import pin_config, plan_pipeline
-from flows.records.tracking import CURVE_PREFIX, SMOOTH_CURVE_PREFIX
+from flows.records.curves import ROBUST_CURVE, SMOOTH_CURVE
 from flows.release import compare_variants, draw_pictures, export_released, release
 from flows.running.stages import await_stages, open_worker_session
 from flows.train_robust import require_shares, train_robust, train_smooth
@@ -44,11 +44,11 @@ def run_pipeline(
         built = build_proxy(plan)
         trained, certified = {}, {}
         for variant in reversed(plan.variants):  # the mixed one first: what follows from it takes longest
-            trained[variant] = train_robust(plan, variant, built, outcome.curve(variant, CURVE_PREFIX))
+            trained[variant] = train_robust(plan, variant, built, outcome.curve(variant, ROBUST_CURVE))
         attacked = {variant: assess_attacks(plan, variant, built, trained) for variant in trained}
         exported = export_released(plan, [attacked[plan.released].evaluation])
         for variant in reversed(plan.variants):
-            smoothed = train_smooth(plan, variant, built, outcome.curve(variant, SMOOTH_CURVE_PREFIX))
+            smoothed = train_smooth(plan, variant, built, outcome.curve(variant, SMOOTH_CURVE))
             certified[variant] = assess_certificates(plan, variant, [smoothed])
         draw_pictures(plan, [exported, *certified.values(), *(futures.sanity for futures in attacked.values())])
         await_stages()

@@ -133,6 +133,8 @@ def prepare_environment(settings: Settings, environment: MutableMapping[str, str
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "MLFLOW_TRACKING_URI": settings.resolved_tracking_uri,
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is away for longer is for flows.records.patience
+        "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": "1",  # files of any size go to S3 past the server, where it offers that
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "ERROR",

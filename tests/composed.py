@@ -8,10 +8,12 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import psutil
 import yaml
@@ -94,6 +96,10 @@ class Postgres:
         options = f"-h 127.0.0.1 -p {self.port} -k {self.folder}"
         self._run("pg_ctl", "-D", self.folder / "data", "-l", self.folder / "log", "-w", "-o", options, "start")
 
+    def dump(self, name: str) -> bytes:
+        """Everything that a database holds."""
+        return self._run("pg_dump", "-h", "127.0.0.1", "-p", str(self.port), "-U", POSTGRES_USER, name)
+
     def stop(self) -> None:
         self._run("pg_ctl", "-D", self.folder / "data", "-m", "fast", "stop")
 
@@ -110,10 +116,10 @@ class Postgres:
         if (server := self.find()) is not None:
             kill_processes([server, *server.children(recursive=True)])
 
-    def _run(self, program: str, *arguments: str | Path) -> None:
+    def _run(self, program: str, *arguments: str | Path) -> bytes:
         environment = {"PATH": os.environ["PATH"], "PGPASSWORD": self.password, "LC_ALL": "C.UTF-8"}
         command = [str(self.programs / program), *map(str, arguments)]
-        subprocess.run(command, env=environment, check=True, capture_output=True, cwd=self.folder, **self.as_user)
+        return subprocess.run(command, env=environment, check=True, capture_output=True, cwd=self.folder, **self.as_user).stdout
 
 
 class Services:
@@ -131,6 +137,8 @@ class Services:
             {
                 "POSTGRES_PASSWORD": self.postgres.password,
                 "PREFECT_AUTH": "admin:open-sesame",
+                "MLFLOW_ADMIN": "keeper",
+                "MLFLOW_ADMIN_PASSWORD": "open/the+registry",
                 "S3_KEY": KEY,
                 "S3_SECRET": SECRET,
                 "S3_BUCKET": BUCKET,
@@ -183,6 +191,41 @@ class Services:
     def ask(self, path: str, body: object = None) -> Answer:
         clients = self.environment("deploy")
         return ask(f"{clients['PREFECT_API_URL']}/{path}", body, credentials=clients["PREFECT_API_AUTH_STRING"])
+
+    @property
+    def mlflow_credentials(self) -> str:
+        return f"{self.composed.variables['MLFLOW_ADMIN']}:{self.composed.variables['MLFLOW_ADMIN_PASSWORD']}"
+
+    def secrets(self) -> dict[str, set[bytes]]:
+        """Every secret of the stack, in each form in which it could be written down."""
+        given = self.composed.variables
+        plain = {
+            "of PostgreSQL": given["POSTGRES_PASSWORD"],
+            "of Prefect": given["PREFECT_AUTH"].partition(":")[2],
+            "of MLflow": given["MLFLOW_ADMIN_PASSWORD"],
+            "of S3": given["S3_SECRET"],
+        }
+        signed = {"of Prefect": given["PREFECT_AUTH"], "of MLflow": self.mlflow_credentials}
+        forms = {
+            name: {secret, quote(secret, safe=""), quote_plus(secret), b64encode(secret.encode()).decode()}
+            for name, secret in plain.items()
+        }
+        for name, pair in signed.items():
+            forms[name].add(b64encode(pair.encode()).decode())
+        return {name: {form.encode() for form in found} for name, found in forms.items()}
+
+    def written(self) -> Iterator[tuple[str, bytes]]:
+        """All that the stack has written down, by its place: databases, logs, the home of worker and servers, S3."""
+        for name in ("prefect", "mlflow"):
+            yield f"database {name}", self.postgres.dump(name)
+        yield "log of PostgreSQL", (self.postgres.folder / "log").read_bytes()
+        for path in self.folder.rglob("*"):
+            if path.is_file() and path.name != "mlflow-auth.ini":  # which has the address of the users' database, for its owner
+                yield str(path), path.read_bytes()
+        client = self.s3.client()
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+            for item in page.get("Contents", ()):
+                yield item["Key"], client.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read()
 
     def kill(self, name: str) -> None:
         """Kill a service with all that it is made of, as a power cut would; of a worker not the runs it has started."""

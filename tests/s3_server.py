@@ -21,7 +21,7 @@ from typing import Any, Self
 from boto3.session import Session
 from botocore.config import Config
 
-KEY, SECRET, REGION = "test:tester", "testing", "us-east-1"
+KEY, SECRET, REGION = "test:tester", "secret-of-the-tests", "us-east-1"
 GUEST_KEY, GUEST_SECRET = "test:guest", "guessing"  # may sign in and see nothing
 BUCKET = "proxyrob"
 START_S = 90
@@ -80,7 +80,7 @@ use = egg:swift#s3api
 location = {region}
 [filter:tempauth]
 use = egg:swift#tempauth
-user_test_tester = testing .admin
+user_test_tester = {secret} .admin
 user_test_guest = guessing
 [filter:copy]
 use = egg:swift#copy
@@ -214,7 +214,7 @@ class S3Server:
             text = STORAGE_CONF.format(kind=kind, port=self.ports[kind], folder=self.folder)
             (self.folder / f"{kind}.conf").write_text(text)
             self._write_ring(kind)
-        text = PROXY_CONF.format(port=self.ports["proxy"], folder=self.folder, region=REGION)
+        text = PROXY_CONF.format(port=self.ports["proxy"], folder=self.folder, region=REGION, secret=SECRET)
         (self.folder / "proxy.conf").write_text(text)
 
     def _write_ring(self, kind: str) -> None:

@@ -117,7 +117,7 @@ def pull(
 ) -> None:
     """Download a registered model with its card. onnxruntime alone is enough to use it."""
     settings = prepare_settings()
-    from flows.records.registry import pull_model
+    from flows.records.released import pull_model
     from flows.records.tracking import Tracker
 
     with failures():
@@ -152,14 +152,20 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
     """Open MLflow's pages on loopback: compare runs, look at curves and pictures, read model cards."""
     settings = prepare_settings()
     from flows.records.tracking import Tracker
+    from flows.records.views import PIPELINES, VIEW_TAG, view_link
 
+    own = settings.tracking_uri if settings.tracking_uri and settings.tracking_uri.startswith("http") else None
+    address = own or f"http://127.0.0.1:{port}"
     with failures():
-        Tracker(settings)
-    address = f"http://127.0.0.1:{port}"
-    console.print(f"MLflow is starting on [bold]{address}[/] (ready after some seconds; Ctrl-C ends it)")
-    if settings.tracking_uri and settings.tracking_uri.startswith("http"):
-        console.print(f"Your tracking server is {settings.tracking_uri}: open that instead.")
+        experiments = Tracker(settings).client.search_experiments()
+    for experiment in experiments:
+        if VIEW_TAG + PIPELINES in experiment.tags:
+            link = f"{address}/{view_link(experiment.experiment_id)}"
+            console.print(f"[bold]{experiment.name}[/]  {link}", highlight=False, soft_wrap=True)
+    if own:
+        console.print(f"Your tracking server is {own}: open that instead.")
         return
+    console.print(f"MLflow is starting on [bold]{address}[/] (ready after some seconds; Ctrl-C ends it)")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     arguments = ["--backend-store-uri", settings.resolved_tracking_uri, "--artifacts-destination", settings.artifacts.as_uri()]
     os.execv(
@@ -183,6 +189,8 @@ def main() -> None:
 
 def _print_report(report: dict[str, Any], folder: Path, preset: str, *, everything_cached: bool) -> None:
     from flows.records.report import render_report
+    from flows.records.views import view_link
+    from flows.settings import Settings
 
     console.print()
     console.print(render_report(report))
@@ -191,6 +199,10 @@ def _print_report(report: dict[str, Any], folder: Path, preset: str, *, everythi
     registered = report["registered"]
     change = "train.gamma=0.4" if report["proxy"] else "seed=1"
     alias = "champion" if "champion" in registered["aliases"] else "challenger"
+    server = Settings().tracking_uri
+    if server and server.startswith("http"):
+        link = view_link(report["tracked"]["experiment"])
+        console.print(f"\nIn MLflow, beside other runs: {server}/{link}", highlight=False, soft_wrap=True)
     command = "proxyrob" if shutil.which("proxyrob") else os.path.relpath(sys.argv[0])
     console.print(
         f"\nReport, pictures, model and tables: {folder}"

@@ -266,3 +266,8 @@ def _print_use(state: "State") -> None:
     console.print(f"\nPrefect  {state.prefect_url}\nMLflow   {state.mlflow_url}\n\nTo use it from a shell:", highlight=False)
     for name, value in state.exports.items():
         console.print(f"  export {name}={value}", highlight=False, soft_wrap=True)
+    from flows.stack.services import without_server_secrets
+
+    needed = [name for name in without_server_secrets(os.environ) if name not in os.environ]
+    if needed:
+        console.print(f"and {', '.join(sorted(needed))}: the servers ask who you are", highlight=False, soft_wrap=True)

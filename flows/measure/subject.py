@@ -132,7 +132,7 @@ def _of_training(folder: Path) -> Subject:
 
 
 def _of_registry(name: str, settings: Settings) -> Subject:
-    from flows.records.registry import describe_version, pull_model
+    from flows.records.released import describe_version, pull_model
     from flows.records.tracking import Tracker
 
     uri = Tracker(settings).uri

@@ -15,6 +15,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
+from flows.records.patience import is_missing
 from proxyrob.storage import Report
 
 CHAMPION = "champion"
@@ -106,14 +107,16 @@ def claim_decision(client: MlflowClient, name: str) -> Iterator[Claim]:
         yield claim
     finally:
         if _holder(client, name) == claim.holder:
-            client.delete_registered_model(name + LOCK_SUFFIX)
+            _forget_claim(client, name)
 
 
 def find_champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """The version that is champion now."""
     try:
         return client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
+    except MlflowException as error:
+        if not is_missing(error):  # who does not know it must not decide as if there were none
+            raise
         return None
 
 
@@ -141,14 +144,16 @@ def _take(client: MlflowClient, name: str, holder: str) -> bool:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        return False
+        return _holder(client, name) == holder  # made by us, and the answer was lost
     return True
 
 
 def _holder(client: MlflowClient, name: str) -> str | None:
     try:
         return client.get_registered_model(name + LOCK_SUFFIX).tags.get(HOLDER_TAG)
-    except MlflowException:
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
         return None
 
 
@@ -156,4 +161,12 @@ def _clear_abandoned(client: MlflowClient, name: str) -> None:
     with suppress(MlflowException):  # it is gone already
         made_at = client.get_registered_model(name + LOCK_SUFFIX).creation_timestamp
         if made_at is not None and time.time() - made_at / 1000 > ABANDONED_AFTER_S:
-            client.delete_registered_model(name + LOCK_SUFFIX)
+            _forget_claim(client, name)
+
+
+def _forget_claim(client: MlflowClient, name: str) -> None:
+    try:
+        client.delete_registered_model(name + LOCK_SUFFIX)
+    except MlflowException as error:
+        if not is_missing(error):  # deleted by us, and the answer was lost
+            raise

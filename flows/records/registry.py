@@ -12,16 +12,16 @@ import numpy as np
 import onnx
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
-from pydantic import ValidationError
 
 from flows.plan import Plan, model_name
-from flows.records.champions import CHAMPION, ChangeName, claim_decision, find_champion
-from flows.records.metrics import name_figures
+from flows.records.champions import ChangeName, claim_decision, find_champion
+from flows.records.notes import VersionRow, describe_model, summarise_card
+from flows.records.released import GATE_TAG, read_decision
 from flows.records.tracking import DIGEST_TAG, Tracker
 from proxyrob.compare import Comparison, GateDecision, compare_verdicts, decide_promotion
 from proxyrob.compare.tables import Verdicts
@@ -30,14 +30,15 @@ from proxyrob.evaluate.verdicts import VERDICTS
 from proxyrob.export import CARD, CARD_JSON, MODEL, ExportReport, ModelCard
 from proxyrob.source import read_split
 from proxyrob.storage import Report
-from proxyrob.storage.files import read_header, write_bytes, write_json
+from proxyrob.storage.files import read_header
 from proxyrob.types import as_images
 
 CHALLENGER = "challenger"
-GATE_TAG, VERDICT_TAG, WAIVED_TAG = "gate", "gate.verdict", "gate.waived."
+VERDICT_TAG, WAIVED_TAG = "gate.verdict", "gate.waived."
 AGAIN_TAG, WITHDRAWN_TAG = "attacked-again", "champion.withdrawn"
 LONGEST_DESCRIPTION = 5000
 """What MLflow's database keeps of a version's description; a longer card lies whole beside the model."""
+LISTED_VERSIONS = 12
 
 
 class Registration(Report):
@@ -78,7 +79,7 @@ def register_model(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
             return Registration(name=name, version=number, aliases=_aliases(client, name, number), decision=decision)
         client.set_registered_model_alias(name, CHALLENGER, str(number))
         decision = _decide(plan, tracker, name, number)
-        _record_decision(client, found, decision, plan.export.verified(CARD).read_text())
+        _record_decision(client, found, decision, _card(plan), plan.export.verified(CARD).read_text())
         change: ChangeName | None = None
         if decision.verdict == "PASS":
             change = "promoted" if claim.promote(number, decision.reason) else None
@@ -87,6 +88,7 @@ def register_model(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
         elif decision.verdict == "FAIL" and claim.withdraw(number, decision.reason):
             change = "withdrawn"
             client.set_model_version_tag(name, str(number), WITHDRAWN_TAG, decision.reason)
+        _describe(client, name)
         aliases = _aliases(client, name, number)
         return Registration(name=name, version=number, aliases=aliases, decision=decision, change=change)
 
@@ -114,94 +116,23 @@ def judge_champion(tracker: Tracker, champion: Champion, found: Comparison, reas
         described = tracker.client.get_model_version(champion.name, number).description or ""
         note = f"**No longer champion:** {reason}\n\n{described}"
         tracker.client.update_model_version(champion.name, number, description=note[:LONGEST_DESCRIPTION])
+        _describe(tracker.client, champion.name)
     return withdrawn
-
-
-class RegisteredVersion(Report):
-    """A version of a registered model. ``digest`` is that of the export it was made of."""
-
-    name: str
-    number: int
-    digest: str
-    threat_model: str
-
-    @property
-    def title(self) -> str:
-        """For people."""
-        return f"{self.name} version {self.number}"
-
-
-def describe_version(tracking_uri: str, reference: str) -> RegisteredVersion:
-    """The version that ``name``, ``name@alias`` or ``name/version`` means.
-
-    Raises ``ValueError`` when there is none, saying which there are, and when this program did not register it.
-    """
-    found = _choose_version(MlflowClient(tracking_uri, tracking_uri), reference)
-    if DIGEST_TAG not in found.tags:
-        raise ValueError(f"{reference} was not registered by this program; give its file: model.onnx")
-    return RegisteredVersion(
-        name=found.name, number=int(found.version), digest=found.tags[DIGEST_TAG], threat_model=found.tags["threat_model"]
-    )
-
-
-def pull_model(tracking_uri: str, reference: str, folder: Path) -> Path:
-    """Download a registered model (``name``, ``name@alias`` or ``name/version``): ``model.onnx``, ``card.md``, ``card.json``.
-
-    Without alias or version it is the champion. The card says what the gate said of it. Raises ``ValueError`` when there is no
-    such model, saying which there are.
-    """
-    chosen = _choose_version(MlflowClient(tracking_uri, tracking_uri), reference)
-    name = chosen.name
-    folder.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
-    with tempfile.TemporaryDirectory() as scratch:
-        downloaded = Path(download_artifacts(f"models:/{name}/{chosen.version}", dst_path=scratch))
-        for file, content in (
-            (MODEL, downloaded / MODEL),
-            (CARD, downloaded / "extra_files" / CARD),
-            (CARD_JSON, downloaded / "extra_files" / CARD_JSON),
-        ):
-            (folder / file).write_bytes(content.read_bytes())
-    if (decision := _read_decision(chosen)) is not None:
-        add_decision(folder, decision)
-    return folder / MODEL
-
-
-def add_decision(folder: Path, decision: GateDecision) -> None:
-    """Add what the gate said to the card that lies in ``folder``, for people and for programs."""
-    card, for_programs = folder / CARD, json.loads((folder / CARD_JSON).read_text())
-    write_bytes(card, f"{card.read_text()}\n{decision.describe()}".encode())
-    write_json(folder / CARD_JSON, {**for_programs, "gate": decision.model_dump(mode="json")})
-
-
-def _choose_version(client: MlflowClient, reference: str) -> ModelVersion:
-    name, _, alias = reference.removeprefix("models:/").partition("@")
-    name, _, number = name.partition("/")
-    try:
-        return client.get_model_version(name, number) if number else client.get_model_version_by_alias(name, alias or CHAMPION)
-    except MlflowException as error:
-        known = ", ".join(model.name for model in client.search_registered_models()) or "none yet"
-        wanted = f"version {number}" if number else f"alias {alias or CHAMPION!r}"
-        raise ValueError(f"there is no registered model {name!r} with {wanted}; registered models: {known}") from error
 
 
 def _find_version(client: MlflowClient, name: str, digest: str) -> ModelVersion | None:
     try:
-        client.get_registered_model(name)
-    except MlflowException:
-        client.create_registered_model(
-            name,
-            description=f"Robust classifiers of {name.partition('-')[0]}; "
-            "`champion` is the one to use, `challenger` the newest.",
-        )
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     found = client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'")
     return client.get_model_version(name, str(found[0].version)) if found else None
 
 
 def _stored_decision(plan: Plan, version: ModelVersion) -> GateDecision | None:
     """What the gate said of a version, unless its settings or the sanity checks have changed since."""
-    decision = _read_decision(version)
+    decision = read_decision(version)
     if decision is None:
         return None
     found, gate = decision.comparison, plan.config.gate
@@ -211,16 +142,11 @@ def _stored_decision(plan: Plan, version: ModelVersion) -> GateDecision | None:
     return decision if same_margin and same_checks else None
 
 
-def _read_decision(version: ModelVersion) -> GateDecision | None:
-    """The decision on a version: ``None`` before there is one, or where another version of this program wrote it."""
-    try:
-        return GateDecision.model_validate_json(version.tags[GATE_TAG]) if GATE_TAG in version.tags else None
-    except ValidationError:
-        return None
+def _record_decision(client: MlflowClient, version: ModelVersion, decision: GateDecision, card: ModelCard, text: str) -> None:
+    """Write a decision, and every failed check that was waived for it, to the tags and the description of a version.
 
-
-def _record_decision(client: MlflowClient, version: ModelVersion, decision: GateDecision, card: str) -> None:
-    """Write a decision, and every failed check that was waived for it, to the tags and the description of a version."""
+    The description is the card; its first line, which is all that lists of versions show, says what matters most.
+    """
     name, number = version.name, str(version.version)
     waived = {f"{WAIVED_TAG}{check}": reason for check, reason in decision.waived.items()}
     for tag in version.tags:
@@ -229,58 +155,105 @@ def _record_decision(client: MlflowClient, version: ModelVersion, decision: Gate
     tags = {GATE_TAG: decision.model_dump_json(), VERDICT_TAG: decision.verdict, **waived}
     for tag, value in tags.items():
         client.set_model_version_tag(name, number, tag, value)
-    description = f"{card}\n{decision.describe()}"
+    headline = f"Gate {decision.verdict} · {summarise_card(card)}"
+    description = f"{headline}\n\n{text}\n{decision.describe()}"
     if len(description) > LONGEST_DESCRIPTION:
-        description = decision.describe()[:LONGEST_DESCRIPTION]
+        description = f"{headline}\n\n{decision.describe()}"[:LONGEST_DESCRIPTION]
     client.update_model_version(name, number, description=description)
 
 
+def _describe(client: MlflowClient, name: str) -> None:
+    """Write the page of a registered model: how to use it, its versions, who is champion."""
+    model = client.get_registered_model(name)
+    versions = [client.get_model_version(name, found.version) for found in client.search_model_versions(f"name = '{name}'")]
+    versions.sort(key=lambda version: -int(version.version))
+    rows = [
+        VersionRow(
+            number=int(version.version),
+            aliases=tuple(sorted(alias for alias, held in model.aliases.items() if int(held) == int(version.version))),
+            threat=version.tags.get("threat_model", ""),
+            autoattack=version.tags.get("autoattack_accuracy", ""),
+            clean=version.tags.get("clean_accuracy", ""),
+            verdict=version.tags.get(VERDICT_TAG, ""),
+        )
+        for version in versions[:LISTED_VERSIONS]
+    ]
+    client.update_registered_model(name, describe_model(name, rows, len(versions)))
+
+
 def _register(plan: Plan, tracker: Tracker, run_id: str, name: str) -> ModelVersion:
-    card = ModelCard.model_validate({key: value for key, value in _card_json(plan).items() if key in ModelCard.model_fields})
+    mlflow.set_tracking_uri(tracker.uri)  # MLflow asks for what models:/… means there, whatever its client was given
+    mlflow.set_registry_uri(tracker.uri)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logged = tracker.patience.outlast(_log_model, plan, tracker, run_id)
+    card = _card(plan)
+    measured = {"autoattack_accuracy": card.autoattack, "pgd_accuracy": card.pgd, "clean_accuracy": card.clean}
+    tags = {
+        **{name: f"{figure.value:.4f}" for name, figure in measured.items()},
+        "threat_model": card.threat,
+        "test_images": str(card.autoattack.n),
+        DIGEST_TAG: plan.export.digest,
+    }
+    return tracker.patience.outlast(_find_or_make_version, tracker.once, name, logged, run_id, tags)
+
+
+def _find_or_make_version(
+    client: MlflowClient, name: str, logged: LoggedModel, run_id: str, tags: dict[str, str]
+) -> ModelVersion:
+    """Looks first, whenever it is repeated: a server that went away may have made the version before."""
+    if (found := _find_version(client, name, tags[DIGEST_TAG])) is not None:
+        return found
+    return client.create_model_version(name, logged.model_uri, run_id=run_id, model_id=logged.model_id, tags=tags)
+
+
+def _log_model(plan: Plan, tracker: Tracker, run_id: str) -> LoggedModel:
+    """The exported model among those of the run that it belongs to, with files and card; whatever was begun is completed."""
+    card = _card(plan)
     channels, height, width = card.image_shape
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("float32"), (-1, channels, height, width), "images")]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(card.class_names)), "logits")]),
     )
     example = as_images(read_split(plan.source, "train").stored[:2]).numpy()
-    mlflow.set_tracking_uri(tracker.uri)
-    mlflow.set_registry_uri(tracker.uri)
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    run = tracker.client.get_run(run_id)
-    made = tracker.client.create_logged_model(  # in the run's experiment: MLflow's own default lies in the working directory
-        run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params
+    client, run = tracker.once, tracker.once.get_run(run_id)
+    known = f"tags.`{DIGEST_TAG}` = '{plan.export.digest}' AND source_run_id = '{run_id}'"
+    begun = client.search_logged_models([run.info.experiment_id], known, max_results=1)
+    model = (
+        begun[0]
+        if begun
+        else client.create_logged_model(  # where the run is: MLflow's default is the working directory
+            run.info.experiment_id,
+            name="model",
+            source_run_id=run_id,
+            params=run.data.params,
+            tags={DIGEST_TAG: plan.export.digest},
+        )
     )
-    logged = Model.log(
-        artifact_path=None,  # pyright: ignore[reportArgumentType]  (a model with a name has no path of its own)
-        model_id=made.model_id,
-        flavor=onnx_flavor,
-        onnx_model=onnx.load(plan.export.verified(MODEL)),
-        run_id=run_id,
-        signature=signature,
-        input_example={"images": example},
-        pip_requirements=["onnxruntime", "numpy"],
-        onnx_execution_providers=["CPUExecutionProvider"],
-        save_as_external_data=False,
-        extra_files=[str(plan.export.verified(file)) for file in (CARD, CARD_JSON)],
-    )
-    measured = {"clean_accuracy": card.clean, "pgd_accuracy": card.pgd, "autoattack_accuracy": card.autoattack}
-    tags = {
-        DIGEST_TAG: plan.export.digest,
-        "threat_model": card.threat,
-        **{name: f"{value:.4f}" for name, value in name_figures(measured).items()},
-        "test_images": str(card.autoattack.n),
-    }
-    return tracker.client.create_model_version(
-        name,
-        logged.model_uri,
-        run_id=run_id,
-        model_id=logged.model_id,
-        tags=tags,
-    )
+    if model.status != LoggedModelStatus.READY:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            onnx_flavor.save_model(
+                onnx.load(plan.export.verified(MODEL)),
+                str(folder),
+                mlflow_model=Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id),
+                signature=signature,
+                input_example={"images": example},
+                pip_requirements=["onnxruntime", "numpy"],
+                onnx_execution_providers=["CPUExecutionProvider"],
+                save_as_external_data=False,
+                extra_files=[str(plan.export.verified(file)) for file in (CARD, CARD_JSON)],
+            )
+            client.log_model_artifacts(model.model_id, str(folder))
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    if model.model_id not in {output.model_id for output in (run.outputs.model_outputs if run.outputs else ())}:
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+    tracker.record_released(plan, run_id, model.model_id)
+    return client.get_logged_model(model.model_id)
 
 
-def _card_json(plan: Plan) -> dict[str, object]:
-    return json.loads(plan.export.verified(CARD_JSON).read_text())
+def _card(plan: Plan) -> ModelCard:
+    content = json.loads(plan.export.verified(CARD_JSON).read_text())
+    return ModelCard.model_validate({key: value for key, value in content.items() if key in ModelCard.model_fields})
 
 
 def _sanity(plan: Plan) -> SanityReport:
@@ -318,6 +291,8 @@ def _compare(plan: Plan, tracker: Tracker, name: str, number: int) -> tuple[str,
         )
         found = compare_verdicts(ours, theirs, margin=gate.margin, confidence=gate.confidence)
     except (ValueError, MlflowException) as error:
+        if tracker.patience.is_away(error):  # which decides nothing, and is no property of the model
+            raise
         return reference, None, str(error)
     return reference, found["autoattack"], None
 

@@ -187,6 +187,8 @@ def render_markdown(report: dict[str, Any]) -> str:
     """The same table for MLflow's and Prefect's pages."""
     headings = ["", *report["models"], *(["difference", "p"] if report["comparison"] else [])]
     lines = [
+        headline(report),
+        "",
         f"**{report['preset']}** · {report['threat']} · seed {report['seed']} · accuracy in % (95 % interval)",
         "",
         "| " + " | ".join(headings) + " |",
@@ -195,9 +197,19 @@ def render_markdown(report: dict[str, Any]) -> str:
         "",
         explain_sanity(report),
         "",
-        f"Gate: **{report['promotion']['verdict']}**. {'; '.join(report['promotion']['reasons'])}",
+        f"Gate: {'; '.join(report['promotion']['reasons'])}",
     ]
     return "\n".join(lines)
+
+
+def headline(report: dict[str, Any]) -> str:
+    """The result in one line of Markdown."""
+    measured = MEASURED[next(iter(report["models"].values())).get("ensemble", STANDARD)]
+    figures = " against ".join(
+        f"{100 * figures['autoattack']['value']:.1f} % ({name})" for name, figures in reversed(report["models"].items())
+    )
+    verdict, registered = report["promotion"]["verdict"], report["registered"]
+    return f"**Gate: {verdict}** · {measured} {figures} · {registered['name']} version {registered['version']}"
 
 
 def _figures(plan: Plan, variant: Variant) -> dict[str, Any]:

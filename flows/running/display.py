@@ -1,10 +1,14 @@
 """What a person at the terminal sees while a run goes on."""
 
+import sys
 import threading
 from types import TracebackType
 from typing import Protocol, Self
 
+from prefect import get_run_logger
+from prefect.exceptions import MissingContextError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
@@ -19,9 +23,11 @@ class Display(Protocol):
 
     def failed(self, label: str, reason: str) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
 
 class QuietDisplay:
-    """Shows nothing: for workers of a Prefect server, whose UI shows the same."""
+    """Shows nothing but notes: for workers of a Prefect server, whose UI shows the same."""
 
     def expect(self, label: str) -> None: ...
 
@@ -30,6 +36,13 @@ class QuietDisplay:
     def finished(self, label: str, seconds: float, cached: bool) -> None: ...
 
     def failed(self, label: str, reason: str) -> None: ...
+
+    def note(self, text: str) -> None:
+        """To the run's log, or where a thread of no run says it to the worker's."""
+        try:
+            get_run_logger().warning(text)
+        except MissingContextError:
+            print(text, file=sys.stderr, flush=True)
 
 
 class TerminalDisplay:
@@ -77,6 +90,10 @@ class TerminalDisplay:
 
     def failed(self, label: str, reason: str) -> None:
         self._end(label, f"[red]✘[/] {label:<34} {reason}")
+
+    def note(self, text: str) -> None:
+        """What goes on meanwhile, such as a server that is waited for."""
+        self.console.print(f"[yellow]![/] {escape(text)}", highlight=False, soft_wrap=True)
 
     def _end(self, label: str, line: str) -> None:
         with self._lock:

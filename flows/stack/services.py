@@ -6,17 +6,25 @@ Prefect and MLflow read themselves.
 """
 
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from flows.settings import Settings, prepare_environment
+from proxyrob.storage.files import written_whole
 
 ServiceName = Literal["prefect", "mlflow", "worker"]
 POOLS = ("cpu", "gpu")
 TAG = "proxyrob"
 """Every deployment of ours has it, and its runs inherit it."""
+ADMINISTRATOR = ("MLFLOW_AUTH_ADMIN_USERNAME", "MLFLOW_AUTH_ADMIN_PASSWORD")
+SERVER_SECRETS = ("PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_FLASK_SERVER_SECRET_KEY")
+AUTH_CACHE_S = 60
+"""For so long a password that was right is not hashed again, which costs more than the rest of a small request. MLflow forgets
+it at once when it is changed there: there is one process of the server."""
 HEARTBEAT_S = 30
 """How often a flow run on a worker says that it lives: the shortest that Prefect allows."""
 
@@ -49,13 +57,40 @@ def describe_service(
         environment.setdefault(key, value)
     program = (sys.executable, "-m", "mlflow" if name == "mlflow" else "prefect")
     if pool is None:
-        return Command((*program, "server", *(() if name == "mlflow" else ("start",))), environment)
+        options = ("start",) if name == "prefect" else ("--app-name", "basic-auth") if is_guarded(environment) else ()
+        return Command((*program, "server", *options), environment)
     options = ("--type", "process", "--install-policy", "never", "--no-create-pool-if-not-found")
     limited = () if limit is None else ("--limit", str(limit))
     return Command(
         (*program, "worker", "start", "--pool", pool, "--name", f"{pool}-{os.uname().nodename}", *options, *limited),
         environment,
     )
+
+
+def is_guarded(environment: Mapping[str, str]) -> bool:
+    """Whether MLflow's server is to let in only whom it knows: where a site gives its administrator a name and a password.
+
+    Raises ``ValueError`` where it gives one alone.
+    """
+    given = [bool(environment.get(variable)) for variable in ADMINISTRATOR]
+    if any(given) != all(given):
+        raise ValueError(f"set both {' and '.join(ADMINISTRATOR)}, or none for a server that asks for no password")
+    return all(given)
+
+
+def without_server_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a client of both servers: what only the servers may know is left out, and where a client is not
+    told who it is, it is whom the servers know first.
+    """
+    kept = {key: value for key, value in environment.items() if key not in {*ADMINISTRATOR, *SERVER_SECRETS}}
+    if is_guarded(environment):
+        for variable, administrator in zip(
+            ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), ADMINISTRATOR, strict=True
+        ):
+            kept.setdefault(variable, environment[administrator])
+    if secret := environment.get("PREFECT_SERVER_API_AUTH_STRING"):
+        kept.setdefault("PREFECT_API_AUTH_STRING", secret)
+    return kept
 
 
 def _prefect_server(settings: Settings, given: Mapping[str, str]) -> dict[str, str]:
@@ -72,7 +107,15 @@ def _mlflow_server(settings: Settings, given: Mapping[str, str]) -> dict[str, st
     """Jobs are off because we run none, and their workers would outlive the server."""
     port = given.get("MLFLOW_PORT", "5000")
     names = ("localhost", "127.0.0.1")
+    store = given.get("MLFLOW_BACKEND_STORE_URI", settings.embedded_tracking_uri)
+    guarded = {}
+    if is_guarded(given):
+        guarded = {
+            "MLFLOW_AUTH_CONFIG_PATH": str(_write_auth(settings, store)),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),  # of sessions in a browser, which a restart may end
+        }
     return {
+        **guarded,
         "MLFLOW_HOST": "127.0.0.1",
         "MLFLOW_PORT": port,
         "MLFLOW_WORKERS": "1",
@@ -81,6 +124,26 @@ def _mlflow_server(settings: Settings, given: Mapping[str, str]) -> dict[str, st
         "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join([*names, *(f"{name}:{port}" for name in names)]),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
+
+
+def _write_auth(settings: Settings, store: str) -> Path:
+    """Who may do what: users lie beside the runs where these are in PostgreSQL, else in a file of the stack.
+
+    The administrator's password is not in it; a database's is, so nobody else may read it.
+    """
+    users = f"sqlite:///{settings.stack / 'mlflow-users.db'}" if store.startswith("sqlite") else store
+    lines = (
+        "[mlflow]",
+        "default_permission = READ",
+        f"database_uri = {users.replace('%', '%%')}",
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+        f"auth_cache_ttl_seconds = {AUTH_CACHE_S}",
+    )
+    path = settings.stack / "mlflow-auth.ini"
+    with written_whole(path) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.write_text("\n".join((*lines, "")))
+    return path
 
 
 def _worker(settings: Settings, given: Mapping[str, str]) -> dict[str, str]:

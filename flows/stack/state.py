@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.settings import Settings
 from flows.stack.processes import MARK, Recorded, end_processes, find_marked, kill_processes
-from flows.stack.services import POOLS, Command, describe_service
+from flows.stack.services import POOLS, Command, describe_service, without_server_secrets
 from proxyrob.storage.files import write_bytes
 
 SERVERS = ("prefect", "mlflow")
@@ -123,7 +123,7 @@ def describe_part(name: str, settings: Settings, state: State, given: dict[str, 
         "MLFLOW_PORT": str(state.mlflow_port),
     }
     if name not in SERVERS:
-        environment["MLFLOW_TRACKING_URI"] = state.mlflow_url
+        environment = {**without_server_secrets(environment), "MLFLOW_TRACKING_URI": state.mlflow_url}
     if name == DEPLOY:
         command = describe_service("prefect", settings, environment)
         return Command((command.arguments[0], "-m", "flows.cli", "deploy"), command.environment)

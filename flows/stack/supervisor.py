@@ -20,8 +20,9 @@ import psutil
 from filelock import FileLock, Timeout
 
 from flows.settings import Settings, prepare_environment
-from flows.stack.answers import ask
+from flows.stack.answers import ask, credentials_of
 from flows.stack.processes import Recorded, kill_processes
+from flows.stack.services import without_server_secrets
 from flows.stack.state import (
     DEPLOY,
     LOCK,
@@ -189,7 +190,12 @@ class Supervisor:
             url = f"{self._state.prefect_url}/api/health" if name == "prefect" else f"{self._state.mlflow_url}/health"
             return ask(url, patience_s=ANSWER_S).is_good
         pool = name.removeprefix("worker-")
-        answer = ask(f"{self._state.prefect_url}/api/work_pools/{pool}/workers/filter", {}, patience_s=ANSWER_S)
+        answer = ask(
+            f"{self._state.prefect_url}/api/work_pools/{pool}/workers/filter",
+            {},
+            credentials=credentials_of(without_server_secrets(os.environ), "prefect"),
+            patience_s=ANSWER_S,
+        )
         started = datetime.fromtimestamp(self._parts[name].since, UTC)
         return answer.is_good and any(
             worker["status"] == "ONLINE" and datetime.fromisoformat(worker["last_heartbeat_time"]) > started

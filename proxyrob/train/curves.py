@@ -32,11 +32,3 @@ def write_curves(stage: Stage, curves: Mapping[str, Sequence[Row]]) -> list[str]
     for name, rows in written.items():
         write_table(stage.folder / name, pd.DataFrame(rows).astype({"step": "int64"}))
     return list(written)
-
-
-def latest_figures(rows: Sequence[Row], curve: Sequence[Row]) -> Row:
-    """What is worth showing while training runs."""
-    row: Row = {}
-    for part in (*rows, *curve):
-        row |= part
-    return {name: value for name, value in row.items() if name not in ("step", "time_s")}

@@ -23,7 +23,7 @@ from proxyrob.storage import DataPlace, Report, Stage
 from proxyrob.storage.checkpoints import Checkpoints
 from proxyrob.storage.snapshot import Stateful
 from proxyrob.threat import Threat
-from proxyrob.train.curves import CURVE, HISTORY, latest_figures, write_curves
+from proxyrob.train.curves import CURVE, HISTORY, write_curves
 from proxyrob.train.optimizer import build_average, build_optimizer
 from proxyrob.train.processes import Processes, joined_processes
 from proxyrob.train.step import Stepper
@@ -69,8 +69,8 @@ def train_classifier(
     linearly over the first ``warmup`` share of the steps. Goes on from its checkpoint and ends with the weights an
     uninterrupted run ends with; copies of the checkpoints lie at ``checkpoints_at`` while it runs. Writes
     ``model.safetensors``, ``model.json``, ``history.parquet`` (step, loss, accuracy on the perturbed batch, learning rate, wall
-    time) and ``curve.parquet`` (what was measured every ``validate_every`` steps). Weights are selected on validation images
-    or not at all.
+    time) and ``curve.parquet`` (what was measured every ``validate_every`` steps); progress is told each row of both, as it is
+    recorded. Weights are selected on validation images or not at all.
 
     ``should_stop`` is asked between the steps of every attack. As soon as it says so, the step under way is dropped, a
     checkpoint is written of those that are done, and ``InterruptedError`` is raised.
@@ -222,9 +222,10 @@ class _Training:
             if is_checkpoint:
                 self._require_finite_weights()
             is_measured = self._measure_if_due(validator)
-            if (is_report or is_measured) and self.processes.is_first:
-                curve = self.selection.curve[-1:] if is_measured else []
-                on_progress(self.done, steps, **latest_figures(self.rows[-1:], curve))
+            if self.processes.is_first:
+                told = [*(self.rows[-1:] if is_report else ()), *(self.selection.curve[-1:] if is_measured else ())]
+                for row in told:  # each as it is recorded, with its own moment
+                    on_progress(self.done, steps, **{name: value for name, value in row.items() if name != "step"})
             if is_checkpoint and self.done < steps:
                 self.kept = self.done
                 if self.processes.is_first:

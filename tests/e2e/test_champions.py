@@ -62,7 +62,7 @@ def test_a_champion_that_falls_is_withdrawn(record: Record, tmp_path: Path) -> N
     assert "champion" not in record.aliases()
     version = record.tracker.client.get_model_version(NAME, "1")
     assert version.tags["champion.withdrawn"] == "it fell"
-    assert (version.description or "").startswith("**No longer champion:** it fell\n\n# digits-linf")
+    assert (version.description or "").startswith("**No longer champion:** it fell\n\nGate ")
     assert read_history(record.tracker.client, NAME)[-1].event == "withdrawn"
     assert find_registered_champion(record.tracker, NAME) is None
     assert not judge_champion(record.tracker, champion, found, "again"), "it is champion no longer"

@@ -152,7 +152,11 @@ def test_mlflow_has_parent_and_child_runs(finished: Finished) -> None:
     (parent,) = [run for run in runs if run.data.tags.get("proxyrob.digest") == finished.report["digests"]["pipeline"]]
     assert parent.info.status == "FINISHED"
     assert parent.data.params["train.gamma"] == "0.5"
-    children = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    children = {
+        str(run.info.run_name).partition(" · ")[0]: run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
     assert set(children) == {"proxy", "real-only", "mixed"}
     for variant in ("real-only", "mixed"):
         child, figures = children[variant], finished.report["models"][variant]
@@ -169,6 +173,9 @@ def test_mlflow_has_parent_and_child_runs(finished: Finished) -> None:
     assert children["mixed"].inputs is not None
     assert {entry.dataset.name for entry in children["mixed"].inputs.dataset_inputs} >= {"training images", "synthetic images"}
     assert {entry.path for entry in client.list_artifacts(parent.info.run_id, "figures")} >= {"figures/certified-accuracy.png"}
+    shown = {entry.path.partition("+")[0] for entry in client.list_artifacts(parent.info.run_id, "images")}
+    assert shown >= {"images/certified-accuracy", "images/real-and-synthetic"}, "pictures that MLflow shows beside other runs'"
+    assert parent.data.tags["mlflow.note.content"].startswith(f"**Gate: {finished.report['promotion']['verdict']}** · ")
 
 
 def test_prefect_results_are_json(finished: Finished) -> None:

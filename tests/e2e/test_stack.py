@@ -12,7 +12,7 @@ from flows.stack.answers import ask
 from flows.stack.processes import find_marked
 from tests.composed import Services, wait_until
 from tests.e2e.conftest import Program
-from tests.s3_server import BUCKET, SECRET, S3Server
+from tests.s3_server import BUCKET, S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -55,12 +55,21 @@ def test_the_composed_services_run_the_pipeline(services: Services, make_program
     found = services.ask(f"flow_runs/{run['id']}").content
     log = (services.folder / "worker-cpu.log").read_text()
     assert found["state_type"] == "COMPLETED", log[-4000:]
-    assert not any(secret in log for secret in (SECRET, "open-sesame", services.postgres.password))
-    versions = ask(f"{clients['PROXYROB_TRACKING_URI']}/api/2.0/mlflow/registered-models/search").content
+    registry = f"{clients['PROXYROB_TRACKING_URI']}/api/2.0/mlflow/registered-models/search"
+    assert ask(registry).status == 401, "nor here"
+    versions = ask(registry, credentials=services.mlflow_credentials).content
     assert [model["name"] for model in versions["registered_models"]] == ["digits-linf"]
     keys = {item["Key"] for item in services.s3.client().list_objects_v2(Bucket=BUCKET)["Contents"]}
     assert any(key.startswith("mlflow/") and key.endswith("model.onnx") for key in keys)
     assert any(key.startswith("data/samples/") for key in keys)
+
+    searched = 0
+    for place, content in services.written():
+        searched += 1
+        for name, forms in services.secrets().items():
+            assert not any(form in content for form in forms), f"the secret {name} is in {place}"
+    assert searched > 100, "databases, logs, files of the home, objects"
+    assert b"digits-linf" in services.postgres.dump("mlflow"), "what was searched is what was written"
 
 
 def test_one_host_comes_up_and_goes_down(make_program: Callable[[], Program]) -> None:
