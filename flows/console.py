@@ -1,5 +1,6 @@
 """What all commands share: the console, exit codes, settings, and work in a process of its own."""
 
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -212,7 +213,25 @@ def failures() -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith(("mlflow", "prefect", "sqlalchemy", "httpx")):
             raise
-        fail(f"{type(error).__name__}: {error}", FAILED)
+        fail(_explain_server(error), FAILED)
+
+
+def _explain_server(error: Exception) -> str:
+    """What MLflow, Prefect or a database behind them said, and what to do where that is known."""
+    from flows.records.patience import is_outage, summarise
+
+    server = "Prefect" if type(error).__module__.startswith("prefect") else "MLflow"
+    sign_in = {
+        "Prefect": "set PREFECT_API_AUTH_STRING to user:password",
+        "MLflow": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    }
+    if re.search(r"\b401\b", str(error)):
+        return f"{server} refuses our credentials: {sign_in[server]}"
+    if re.search(r"\b403\b|PERMISSION_DENIED", str(error)):
+        return f"{server} does not let this account do that ({summarise(error)})"
+    if server == "MLflow" and is_outage(error):
+        return f"MLflow does not answer ({summarise(error)}); start it, or correct PROXYROB_TRACKING_URI: 'proxyrob doctor'"
+    return f"{type(error).__name__}: {error}"
 
 
 def fail(message: str, code: int) -> NoReturn:

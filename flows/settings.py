@@ -1,6 +1,7 @@
 """The environment: where things lie and what they run on. Nothing here changes a result, so nothing here is in a digest."""
 
 import os
+import re
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Annotated
@@ -115,6 +116,11 @@ class Settings(BaseSettings):
     def embedded_tracking_uri(self) -> str:
         """MLflow's SQLite file, at an absolute path."""
         return f"sqlite:///{self.home.absolute() / 'mlflow' / 'mlflow.db'}"
+
+
+def hide_credentials(uri: str) -> str:
+    """An address as it may be shown: without the name and password that it may carry."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def prepare_environment(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:

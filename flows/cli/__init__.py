@@ -133,7 +133,7 @@ def history(name: Annotated[str, typer.Argument(help="A registered model, e.g. `
     from flows.records.tracking import Tracker
 
     with failures():
-        client = Tracker(settings).client
+        client = Tracker(settings).once  # a person who asks is told at once
         changes, champion = read_history(client, name), find_champion(client, name)
     for change in changes:
         moment = change.at.partition(".")[0].replace("T", " ")
@@ -153,17 +153,18 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
     settings = prepare_settings()
     from flows.records.tracking import Tracker
     from flows.records.views import PIPELINES, VIEW_TAG, view_link
+    from flows.settings import hide_credentials
 
     own = settings.tracking_uri if settings.tracking_uri and settings.tracking_uri.startswith("http") else None
-    address = own or f"http://127.0.0.1:{port}"
+    address = hide_credentials(own) if own else f"http://127.0.0.1:{port}"
     with failures():
-        experiments = Tracker(settings).client.search_experiments()
+        experiments = Tracker(settings).once.search_experiments()
     for experiment in experiments:
         if VIEW_TAG + PIPELINES in experiment.tags:
             link = f"{address}/{view_link(experiment.experiment_id)}"
             console.print(f"[bold]{experiment.name}[/]  {link}", highlight=False, soft_wrap=True)
     if own:
-        console.print(f"Your tracking server is {own}: open that instead.")
+        console.print(f"Your tracking server is {address}: open that instead.")
         return
     console.print(f"MLflow is starting on [bold]{address}[/] (ready after some seconds; Ctrl-C ends it)")
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
@@ -190,7 +191,7 @@ def main() -> None:
 def _print_report(report: dict[str, Any], folder: Path, preset: str, *, everything_cached: bool) -> None:
     from flows.records.report import render_report
     from flows.records.views import view_link
-    from flows.settings import Settings
+    from flows.settings import Settings, hide_credentials
 
     console.print()
     console.print(render_report(report))
@@ -202,7 +203,7 @@ def _print_report(report: dict[str, Any], folder: Path, preset: str, *, everythi
     server = Settings().tracking_uri
     if server and server.startswith("http"):
         link = view_link(report["tracked"]["experiment"])
-        console.print(f"\nIn MLflow, beside other runs: {server}/{link}", highlight=False, soft_wrap=True)
+        console.print(f"\nIn MLflow, beside other runs: {hide_credentials(server)}/{link}", highlight=False, soft_wrap=True)
     command = "proxyrob" if shutil.which("proxyrob") else os.path.relpath(sys.argv[0])
     console.print(
         f"\nReport, pictures, model and tables: {folder}"

@@ -10,6 +10,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
+from flows.settings import hide_credentials
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Tell = Callable[[str], None]
@@ -53,7 +55,7 @@ class Patience:
                 failures += 1
                 if failures == 2:  # one alone is a connection that was closed while idle
                     self._tell(
-                        f"MLflow at {self._uri} does not answer ({summarise(error)}); trying again for up to "
+                        f"MLflow at {hide_credentials(self._uri)} does not answer ({summarise(error)}); trying again for up to "
                         f"{self._longest_s / 60:.0f} minutes"
                     )
                 time.sleep(pause)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from flows.settings import Settings
+from flows.settings import Settings, hide_credentials
 from flows.stack.answers import Answer, ask, credentials_of
 from flows.stack.processes import find_listener, find_marks
 from flows.stack.services import HEARTBEAT_S, POOLS, TAG
@@ -129,7 +129,7 @@ def check_servers(around: Surroundings) -> Iterator[Finding]:
     else:
         answer = ask(f"{around.mlflow}/version", credentials=credentials_of(around.environment, "mlflow"))
         remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        yield _judge(f"MLflow at {around.mlflow}", answer, "mlflow", "PROXYROB_TRACKING_URI", remedy)
+        yield _judge(f"MLflow at {hide_credentials(around.mlflow)}", answer, "mlflow", "PROXYROB_TRACKING_URI", remedy)
 
 
 def _judge(subject: str, answer: Answer, package: str, variable: str, remedy: str) -> Finding:

@@ -3,6 +3,7 @@
 import configparser
 import os
 import stat
+import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from flows.settings import Settings
 from flows.stack.answers import ask
 from flows.stack.doctor import examine
 from flows.stack.services import describe_service, without_server_secrets
+from tests.composed import PROGRAM
 from tests.mlflow_server import MlflowServer
+from tests.s3_server import free_ports
 
 ADMIN, SECRET = "keeper", "a-long-secret/with+signs"
 READER, READERS_SECRET = "reader", "another-long-secret"
@@ -99,6 +102,32 @@ def test_a_wrong_password_is_said_without_it(server: MlflowServer, sign_in: None
     for text in (str(refused.value), *told):
         assert "not-the-secret" not in text
         assert b64encode(f"{ADMIN}:not-the-secret".encode()).decode() not in text
+
+
+@pytest.mark.parametrize(
+    ("signed_in", "said"),
+    [
+        (True, "MLflow refuses our credentials: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (False, "MLflow does not answer (Connection refused); start it, or correct PROXYROB_TRACKING_URI"),
+    ],
+)
+def test_a_command_says_what_to_do(server: MlflowServer, tmp_path: Path, signed_in: bool, said: str) -> None:
+    """A wrong password and an address where nobody listens are told apart at once; a password in an address is not shown."""
+    (port,) = free_ports(1)
+    wrong = {"MLFLOW_TRACKING_USERNAME": ADMIN, "MLFLOW_TRACKING_PASSWORD": "not-the-secret"}
+    address = server.url if signed_in else f"http://{ADMIN}:not-the-secret@127.0.0.1:{port}"
+    given = {"PATH": os.environ["PATH"], "PROXYROB_HOME": str(tmp_path), "PROXYROB_TRACKING_URI": address}
+    done = subprocess.run(
+        [PROGRAM, "history", "digits-linf"],
+        env=given | (wrong if signed_in else {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "not-the-secret" not in done.stdout + done.stderr
 
 
 def test_no_file_holds_the_password(server: MlflowServer, sign_in: None) -> None:
