@@ -76,6 +76,7 @@ def _submit_samples(plan: Plan, proxy: ProxyStages, source: Future) -> Future:
         proxy.samples,
         label,
         after=[fitted],
+        sharded=True,
         sampling=plan.config.sampling,
         proxy=proxy.fit,
         images=proxy.images_at,
@@ -110,7 +111,14 @@ def _submit_labels(plan: Plan, proxy: ProxyStages, after: list[Future]) -> Futur
     given = {"source": plan.source, "labels": proxy.labels_at, "device": current_session().device}
     if proxy.takes_given_labels:
         return submit_stage(
-            adopt_labels, proxy.labels, label, after=after[:1], images=proxy.images_at, given=proxy.given_at, **given
+            adopt_labels,
+            proxy.labels,
+            label,
+            after=after[:1],
+            sharded=True,
+            images=proxy.images_at,
+            given=proxy.given_at,
+            **given,
         )
     assert plan.labelers is not None  # planned whenever a proxy needs them
     return submit_stage(
@@ -118,6 +126,7 @@ def _submit_labels(plan: Plan, proxy: ProxyStages, after: list[Future]) -> Futur
         proxy.labels,
         label,
         after=after,
+        sharded=True,
         threshold=plan.config.label.threshold,
         images=proxy.images_at,
         first=plan.labelers[0],

@@ -61,7 +61,8 @@ def prepare_settings() -> Any:
         settings = Settings()
     except ValidationError as error:
         fault = error.errors()[0]
-        fail(f"PROXYROB_{str(fault['loc'][0]).upper()}: {fault['msg']} (got {fault['input']!r})", WRONG_USE)
+        message = fault["msg"].removeprefix("Value error, ")
+        fail(f"PROXYROB_{str(fault['loc'][0]).upper()}: {message} (got {fault['input']!r})", WRONG_USE)
     try:
         prepare_environment(settings)
     except OSError as error:

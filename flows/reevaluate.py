@@ -129,6 +129,7 @@ def _attack(plan: Plan, seed: int, pgd_steps: int) -> Stage:
         evaluate_classifier,
         stage,
         f"attack-again-{seed}",
+        sharded=True,
         config=config,
         source=plan.source,
         model=trained,

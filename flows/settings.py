@@ -4,10 +4,11 @@ import os
 import re
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+from urllib.parse import SplitResult, urlsplit
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from proxyrob.storage import DataPlace, open_store
@@ -16,6 +17,13 @@ from proxyrob.storage.files import require_writable
 PUBLISHED_SETS = "sets"
 CONFIGURATION = "configuration.yaml"
 """In a run's output folder: the whole configuration, from which its plan follows."""
+
+Runner = Literal["threads", "dask", "ray"]
+ADDRESS_SCHEMES = {"dask": ("tcp", "tls", "ucx", "ws", "wss"), "ray": ("ray", "")}
+ADDRESSES = {
+    "dask": "such as tcp://scheduler:8786 or tls://scheduler:8786",
+    "ray": "such as ray://head:10001, or head:6379 on a machine of the cluster",
+}
 
 
 class Settings(BaseSettings):
@@ -42,6 +50,24 @@ class Settings(BaseSettings):
     processes: Annotated[
         int, Field(gt=0, description="processes of one training, each with its share of every batch; on CUDA one per GPU")
     ] = 1
+    runner: Annotated[Runner, Field(description="where images are sampled, labelled, attacked and certified")] = "threads"
+    cluster: Annotated[
+        str | None, Field(validate_default=True, description="the cluster's address, where the runner is dask or ray")
+    ] = None
+    parts: Annotated[
+        int | None, Field(gt=0, description="workers that share such a stage; not set: all that the cluster has room for, or 1")
+    ] = None
+
+    @field_validator("cluster")
+    @classmethod
+    def _fits_runner(cls, cluster: str | None, info: ValidationInfo) -> str | None:
+        runner = info.data.get("runner", "threads")
+        if runner == "threads":
+            if cluster is not None:
+                raise ValueError("has no effect while PROXYROB_RUNNER is threads; set that to dask or ray, or take this out")
+        elif cluster is None or not _is_address(cluster, ADDRESS_SCHEMES[runner]):
+            raise ValueError(f"expected the address of the cluster, {ADDRESSES[runner]}, because PROXYROB_RUNNER is {runner}")
+        return cluster
 
     @property
     def store(self) -> Path:
@@ -123,6 +149,19 @@ def hide_credentials(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
+def split_address(address: str) -> SplitResult:
+    """Scheme, host and port of ``tcp://host:8786`` or ``host:6379``; ``port`` raises ``ValueError`` where it is no number."""
+    return urlsplit(address if "://" in address else f"//{address}")
+
+
+def _is_address(text: str, schemes: tuple[str, ...]) -> bool:
+    parts = split_address(text)
+    try:
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port is not None and not parts.path
+    except ValueError:
+        return False
+
+
 def prepare_environment(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
     """Set what Prefect and MLflow read when they are imported, unless the user has set it: call this before.
 
@@ -146,6 +185,7 @@ def prepare_environment(settings: Settings, environment: MutableMapping[str, str
         "MLFLOW_LOGGING_LEVEL": "ERROR",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
+        "RAY_USAGE_STATS_ENABLED": "0",
     }
     for name, value in defaults.items():
         environment.setdefault(name, value)

@@ -40,7 +40,7 @@ def _train(plan: Plan, variant: Variant, built: DataFutures, curve: OnFigures | 
     labels = built.labels if variant == "mixed" else ()
     settings = current_session().settings
     processes = settings.processes
-    several = {} if processes == 1 else {"num_processes": processes}
+    several: dict[str, Any] = {} if processes == 1 else {"num_processes": processes}
     return submit_stage(
         train_in_processes if several else train_classifier,
         stages.train if robust else stages.smooth,

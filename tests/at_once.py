@@ -1,7 +1,8 @@
 """Several processes that do the same work for the same place at the same moment, as workers on several machines do.
 
 ``python -m tests.at_once`` does the jobs that it reads from its input, one after the other. It forks the workers of each
-after the imports, so that ten cost little more than one. A worker has a stage folder of its own, as on a machine of its own.
+after the imports, so that ten cost little more than one. Those that sample and label have a stage folder of their own, as on
+machines of their own; those that attack and certify share one. What each does is noted in ``FOLDER/units``.
 """
 
 import json
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import torch
 
+from proxyrob.certify import certify_classifier, smoothing
 from proxyrob.config import JitterProxy, SamplingConfig
+from proxyrob.evaluate import evaluate_classifier
 from proxyrob.label import label_shards
 from proxyrob.proxy import sample_proxy
 from proxyrob.storage import DataPlace
-from proxyrob.types import OnProgress
-from tests.toys import stage_in
+from tests.counting import count_units
+from tests.toys import SMALL_CERTIFY, SMALL_EVALUATE, SMALL_SIGMA, SMALL_THREAT, stage_in
 
 JITTER = JitterProxy(num_images=120, sigma=0.3)
 SAMPLING = SamplingConfig(shard_size=10, batch_size=4)
@@ -28,7 +31,7 @@ THRESHOLD = 0.9
 
 @dataclass(frozen=True)
 class Job:
-    """``count`` workers that do ``work`` (``sample`` or ``label``) below ``folder`` at once, of which ``dead`` are killed."""
+    """``count`` workers that do ``work`` (a key of ``WORK``) below ``folder`` at once; ``dead`` die in their first unit."""
 
     work: str
     folder: str
@@ -50,7 +53,7 @@ def run_at_once(*jobs: Job) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def sample(folder: Path, home: Path, on_progress: OnProgress) -> None:
+def sample(folder: Path, home: Path) -> None:
     """Sample into ``folder/images``."""
     sample_proxy(
         JITTER,
@@ -60,11 +63,10 @@ def sample(folder: Path, home: Path, on_progress: OnProgress) -> None:
         seed=0,
         stage=stage_in(home, "samples"),
         images=DataPlace.of(folder / "images"),
-        on_progress=on_progress,
     )
 
 
-def label(folder: Path, home: Path, on_progress: OnProgress) -> None:
+def label(folder: Path, home: Path) -> None:
     """Label ``folder/images`` into ``folder/labels``."""
     label_shards(
         THRESHOLD,
@@ -74,33 +76,48 @@ def label(folder: Path, home: Path, on_progress: OnProgress) -> None:
         second=stage_in(folder, "train", model="resnet"),
         stage=stage_in(home, "labels"),
         labels=DataPlace.of(folder / "labels"),
-        on_progress=on_progress,
     )
 
 
-class _Dies:
-    """Told of progress for the second time, it ends the process as ``kill -9`` does."""
+def attack(folder: Path, _home: Path) -> None:
+    """Attack a classifier, all in ``folder/evaluate``."""
+    evaluate_classifier(
+        SMALL_EVALUATE,
+        source=stage_in(folder, "source"),
+        model=stage_in(folder, "train", model="cnn"),
+        threat=SMALL_THREAT,
+        seed=0,
+        stage=stage_in(folder, "evaluate"),
+    )
 
-    def __init__(self, *, dies: bool) -> None:
-        self.dies, self.times_told = dies, 0
 
-    def __call__(self, done: int, total: int, **figures: float) -> None:
-        self.times_told += 1
-        if self.dies and self.times_told == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+def certify(folder: Path, _home: Path) -> None:
+    """Certify a classifier, all in ``folder/certify``."""
+    certify_classifier(
+        SMALL_CERTIFY,
+        sigma=SMALL_SIGMA,
+        source=stage_in(folder, "source"),
+        model=stage_in(folder, "train", model="cnn"),
+        seed=0,
+        stage=stage_in(folder, "certify"),
+    )
+
+
+WORK = {"sample": sample, "label": label, "attack": attack, "certify": certify}
 
 
 def _work(job: Job) -> bool:
     """Whether every worker ended as it should."""
-    work, folder = {"sample": sample, "label": label}[job.work], Path(job.folder)
+    folder = Path(job.folder)
     waiting, starting = os.pipe()
     workers = []
     for number in range(job.count):
         pid = os.fork()
         if pid == 0:
             os.close(starting)
+            count_units(folder / "units", dies=number < job.dead)
             os.read(waiting, 1)  # nothing comes: it ends when the parent lets go of the other end
-            work(folder, folder / f"home-{number}", _Dies(dies=number < job.dead))
+            WORK[job.work](folder, folder / f"home-{number}")
             os._exit(0)
         workers.append(pid)
     os.close(starting)
@@ -110,4 +127,5 @@ def _work(job: Job) -> bool:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    smoothing.UNIT_SIZE["fixed"] = 2
     sys.exit(not all(_work(Job(**job)) for job in json.load(sys.stdin)))

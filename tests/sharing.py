@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from proxyrob.evaluate.shared import EndedElsewhere, SharedWork
 from proxyrob.storage import DataPlace
+from proxyrob.storage.shared import EndedElsewhere, SharedTables
 
 NAMES = [f"unit-{k:02d}" for k in range(12)]
 ABOUT = {"what": "squares"}
@@ -40,8 +40,8 @@ def work(folder: Path, *, dies: bool) -> None:
         conclusion.write_text(str([shared.read(name)["value"][0].as_py() for name in NAMES]))
 
     try:
-        shared = SharedWork(DataPlace.of(folder / "units"), ABOUT, conclusion.exists)
-        shared.complete(NAMES, compute)
+        shared = SharedTables(DataPlace.of(folder / "units"), ABOUT, conclusion.exists)
+        shared.tabulate(NAMES, compute)
         shared.conclude(conclude)
     except EndedElsewhere:
         assert conclusion.exists()

@@ -57,6 +57,10 @@ def run(
     settings = prepare_settings()
 
     from flows.running.embedded_api import await_api, start_api
+    from flows.running.reachable import require_cluster
+
+    with failures(), wrong_use():
+        require_cluster(settings)
 
     with failures():
         server = start_api()
@@ -74,6 +78,8 @@ def run(
                 await_api(server)
         stop_children_on_signals()
         with TerminalDisplay(console) as display, open_session(Session(settings, device, display)) as session:
+            if session.crew is not None:
+                console.print(f"[dim]{session.crew.describe()}[/]", highlight=False)
             report = run_pipeline(preset, changed, None if output is None else str(output.absolute()))
     folder = output.absolute() if output else settings.runs / report["run"]
     _print_report(report, folder, preset, everything_cached=len(report["cached"]) == len(session.submitted))

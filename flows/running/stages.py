@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -21,7 +22,10 @@ from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, wait
 
 from flows.running.attempts import begin_attempt
+from flows.running.cluster import enter_crew
 from flows.running.display import Display, QuietDisplay
+from flows.running.fan_out import Crew, share_out
+from flows.running.nodes import call_on_node
 from flows.running.workers import WorkerDied, run_in_child, stopping, warm_up
 from flows.settings import Settings
 from proxyrob.device import require_devices, resolve_device
@@ -61,7 +65,7 @@ class PrioritySlots:
 
 @dataclass
 class Session:
-    """What the tasks of one flow run share: the environment, the display and the workers.
+    """What the tasks of one flow run share: the environment, the display and the workers, perhaps those of a cluster.
 
     Raises ``ValueError`` when a training is to have more processes than there are GPUs.
     """
@@ -70,6 +74,7 @@ class Session:
     device: str
     display: Display
     slots: PrioritySlots = field(init=False)
+    crew: Crew | None = field(default=None, init=False)
     submitted: dict[str, "Submitted"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,10 +95,14 @@ _session: ContextVar[Session] = ContextVar("session")
 
 @contextmanager
 def open_session(session: Session) -> Iterator[Session]:
-    """Make ``session`` the one that tasks submitted inside the block see."""
+    """Make ``session`` the one that tasks submitted inside the block see; whoever shares its stages is called together.
+
+    Raises what ``enter_crew`` raises.
+    """
     token = _session.set(session)
     try:
-        yield session
+        with enter_crew(session.settings) as session.crew:
+            yield session
     finally:
         _session.reset(token)
 
@@ -165,15 +174,36 @@ def run_stage(
     arguments: dict[str, Any],
     on_figures: OnFigures | None,
     stoppable: bool,
+    sharded: bool,
 ) -> Report:
     """Call one library function for one stage and return its report."""
     session = current_session()
     stage.folder.mkdir(parents=True, exist_ok=True)
+    if sharded and session.crew is not None:
+        with FileLock(stage.folder / ".lock"):
+            return share_out(
+                session.crew,
+                function,
+                stage,
+                label,
+                arguments,
+                call=call_on_node if session.crew.is_remote else partial(_call_here, session, priority),
+                threads=session.settings.threads,
+                retry_condition=is_transient,
+                on_progress=_Reporter(session.display, label, stage, on_figures),
+            )
     with session.slots.take(priority), FileLock(stage.folder / ".lock"):  # another run may be at the same stage
         tell = _Reporter(session.display, label, stage, on_figures)
         return run_in_child(
             function, threads=session.settings.threads, on_progress=tell, stoppable=stoppable, stage=stage, **arguments
         )
+
+
+def _call_here(session: Session, priority: int, function: Callable[..., Report], **given: Any) -> Report:
+    """Be a worker that shares a stage with others, on this machine."""
+    arguments = given.pop("arguments")
+    with session.slots.take(priority):
+        return run_in_child(function, **given, **arguments)
 
 
 def submit_stage(
@@ -184,17 +214,21 @@ def submit_stage(
     after: Iterable[PrefectFuture[Any]] = (),
     on_figures: OnFigures | None = None,
     stoppable: bool = False,
+    sharded: bool = False,
     **arguments: Any,
 ) -> PrefectFuture[Any]:
     """Submit a stage to the task runner; stages submitted earlier get a free worker first.
 
     ``on_figures`` is told the figures of the stage's progress while it runs, with the number of steps done. A ``stoppable``
-    function takes ``should_stop``, and stops in order when the run does.
+    function takes ``should_stop``, and stops in order when the run does. A ``sharded`` one may be called by several workers for
+    the same stage at once, and is, where the session has a crew.
     A result whose files are gone counts as not cached. Raises ``CheckpointMismatch`` or ``DataIntegrityError`` when the
     stage's folder holds something else.
     """
     session = current_session()
     session.display.expect(label)
+    if stage.record() is not None and not stage.is_whole():
+        stage.forget()  # else workers that share it would take it for finished as soon as what is gone is there again
     configured = run_stage.with_options(
         name=label, task_run_name=label, refresh_cache=not stage.is_whole(), result_storage=session.settings.store
     )
@@ -206,6 +240,7 @@ def submit_stage(
         arguments=arguments,
         on_figures=on_figures,
         stoppable=stoppable,
+        sharded=sharded,
         wait_for=list(after),
         return_state=False,
     )

@@ -77,6 +77,7 @@ def run_in_child(
     threads: int,
     on_progress: Callable[..., None],
     stoppable: bool = False,
+    is_wanted: Callable[[], bool] = lambda: True,
     **arguments: Any,
 ) -> T:
     """Call ``function(**arguments, on_progress=…)`` in a new process with ``threads`` torch threads.
@@ -84,9 +85,9 @@ def run_in_child(
     A ``stoppable`` function takes ``should_stop`` as well, which is true from the SIGTERM on that the child gets, from here on
     interrupt or from anyone; it then has ``STOP_S`` to write down how far it is. The child ends when this process does, however
     it ends. What ``function`` raises is raised here, with the child's traceback as a note. Raises ``WorkerDied`` when the child
-    ends without an answer and ``Stopped`` on interrupt.
+    ends without an answer, and ``Stopped`` on interrupt or as soon as it is no longer wanted (asked four times a second).
     """
-    if stopping.is_set():
+    if stopping.is_set() or not is_wanted():
         raise Stopped(f"{function.__name__} was not started")
     receiver, sender = _processes.Pipe(duplex=False)
     process = _processes.Process(target=_work, args=(sender, function, arguments, threads, stoppable))
@@ -94,7 +95,7 @@ def run_in_child(
         process.start()
     sender.close()
     try:
-        while not stopping.is_set():
+        while not stopping.is_set() and is_wanted():
             if not connection.wait([receiver, process.sentinel], timeout=0.25):
                 continue
             try:

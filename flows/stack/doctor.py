@@ -292,6 +292,29 @@ def check_data(around: Surroundings) -> Iterator[Finding]:
         yield Finding("fine", around.settings.data, "written, read and deleted an object")
 
 
+def check_cluster(around: Surroundings) -> Iterator[Finding]:
+    """Whether the cluster that is to share stages answers, and whether the work would go on on each of its nodes."""
+    settings = around.settings
+    if settings.runner == "threads":
+        return
+    from flows.running.cluster import START_NODE, connect, inspect_nodes  # they import Prefect, which takes seconds
+
+    subject = f"{settings.runner} cluster at {settings.cluster}"
+    try:
+        with connect(settings) as cluster:
+            nodes = cluster.nodes()
+            if around.prefect_api is None:
+                remedy = "set PREFECT_API_URL to a server that all nodes reach; that of a run itself is for this machine alone"
+                yield Finding("problem", subject, "its nodes need a Prefect server", remedy)
+            problems = inspect_nodes(cluster, settings, around.prefect_api) if around.prefect_api else {}
+            for name, problem in problems.items():
+                yield Finding("problem", f"node {name}", problem)
+            found = cluster.describe() if nodes else "has no node that takes work"
+            yield Finding("fine" if nodes else "problem", subject, found, "" if nodes else START_NODE[settings.runner])
+    except (OSError, ValueError) as error:
+        yield Finding("problem", subject, str(error))
+
+
 CHECKS: tuple[Callable[[Surroundings], Iterator[Finding]], ...] = (
     check_processes,
     check_ports,
@@ -302,4 +325,5 @@ CHECKS: tuple[Callable[[Surroundings], Iterator[Finding]], ...] = (
     check_versions,
     check_room,
     check_data,
+    check_cluster,
 )

@@ -3,10 +3,9 @@
 A smoothed classifier and the network it is made of are two classifiers: what breaks one says nothing of the other.
 """
 
-import time
-
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from jaxtyping import Int64
 from scipy import stats
@@ -16,11 +15,12 @@ from proxyrob.attacks import attack_pgd
 from proxyrob.certify.votes import count_votes_of_several
 from proxyrob.config.certify import SmoothAttackConfig
 from proxyrob.intervals import Measured, measure_share
-from proxyrob.models import FoldedCopy, load_model
+from proxyrob.models import FoldedCopy, hash_inputs, load_model
 from proxyrob.rng import Streams
 from proxyrob.source import read_rows, read_split, source_report
-from proxyrob.storage import Report, Stage
-from proxyrob.storage.files import read_header, run_units, write_table
+from proxyrob.storage import DataPlace, Report, Stage
+from proxyrob.storage.files import read_header, write_table
+from proxyrob.storage.shared import SharedTables, finish_once
 from proxyrob.threat import Threat
 from proxyrob.train.smoothing import Smoothed, draw_noise
 from proxyrob.types import OnProgress, no_progress
@@ -66,21 +66,47 @@ def attack_smoothed_classifier(
     PGD maximises the loss of the average prediction under noise that is drawn once (Salman et al. 2019). The attacked image
     is judged on ``n`` fresh samples by PREDICT (Cohen et al. 2019), which may abstain. A row has ``index``, ``label``,
     ``prediction`` (null where abstained), ``count`` of the label among ``n``, and ``distance_l2`` of the attacked image.
-    Goes on after a kill from the last finished batch.
+    Any number of workers may do this at once, batch by batch; what is done is not done again after a kill.
 
     Randomness: ``certify/attack`` by batch, ``certify/judge`` by image.
     """
-    if (report := stage.finished(SmoothAttackReport)) is not None:
-        return report
-    started = time.monotonic()
+    return finish_once(
+        stage,
+        SmoothAttackReport,
+        lambda started: _attack(config, sigma, threat, source, model, seed, stage, device, on_progress, started),
+    )
+
+
+def _attack(
+    config: SmoothAttackConfig,
+    sigma: float,
+    threat: Threat,
+    source: Stage,
+    model: Stage,
+    seed: int,
+    stage: Stage,
+    device: str,
+    on_progress: OnProgress,
+    started: float,
+) -> SmoothAttackReport:
     streams = Streams(seed)
     split, in_whole = read_split(source, "test").first(config.num_images), read_rows(source)
     images, labels = split.images.to(device), split.targets.to(device)
-    network = FoldedCopy(load_model(model, device), getattr(torch, config.precision), example=images[:2])
+    classifier = load_model(model, device)
+    network = FoldedCopy(classifier, getattr(torch, config.precision), example=images[:2])
+    about = {
+        "attack": config.dump(),
+        "sigma": sigma,
+        "norm": threat.norm,
+        "epsilon": str(threat.epsilon),
+        "seed": seed,
+        **hash_inputs(classifier, split.images, split.targets),
+    }
+    work = SharedTables(DataPlace.of(stage.scratch / "attacked"), about, stage.is_whole)
     size = max(1, config.batch_size // config.num_noise)
     units = {f"images-{start:06d}": slice(start, min(start + size, len(split))) for start in range(0, len(split), size)}
 
-    def attack_some(name: str) -> pd.DataFrame:
+    def attack_some(name: str) -> pa.Table:
         rows = units[name]
         x, y = images[rows], labels[rows]
         generator = streams.torch("certify/attack", device, batch=rows.start)
@@ -96,7 +122,7 @@ def attack_smoothed_classifier(
         )
         judges = [streams.torch("certify/judge", device, image=int(row)) for row in in_whole[rows]]
         votes = count_votes_of_several(network, attacked, sigma, config.n, config.batch_size, judges)
-        return pd.DataFrame(
+        table = pd.DataFrame(
             {
                 "index": in_whole[rows],
                 "label": split.labels[rows],
@@ -106,11 +132,14 @@ def attack_smoothed_classifier(
                 "distance_l2": (attacked.double() - x.double()).flatten(1).norm(dim=1).cpu().numpy(),
             }
         )
+        return pa.Table.from_pandas(table, preserve_index=False)
 
-    def tell(done: int) -> None:
-        on_progress(min(done * size, len(split)), len(split))
+    def tell(done: set[str]) -> bool:
+        on_progress(sum(units[name].stop - units[name].start for name in done), len(split))
+        return False
 
-    table = run_units(stage.scratch / "attacked", list(units), attack_some, tell)
+    work.tabulate(list(units), attack_some, tell)
+    table = work.join(list(units))
     header = SmoothAttackHeader(
         norm=threat.norm,
         epsilon=str(threat.epsilon),
@@ -123,12 +152,14 @@ def attack_smoothed_classifier(
         model=model.digest,
         data_sha256=source_report(source).content_sha256,
     )
-    write_table(stage.folder / ATTACKED, table, header.model_dump(mode="json"))
     broken = (table.prediction != table.label).fillna(False)
-    report = SmoothAttackReport(attacked=measure_share(len(table) - int(broken.sum()), len(table)))
-    stage.finish(report, [ATTACKED], started)
-    stage.clear()
-    return report
+
+    def conclude() -> SmoothAttackReport:
+        write_table(stage.folder / ATTACKED, table, header.model_dump(mode="json"))
+        report = SmoothAttackReport(attacked=measure_share(len(table) - int(broken.sum()), len(table)))
+        return stage.finish(report, [ATTACKED], started)
+
+    return work.conclude(conclude)
 
 
 def predict(votes: Int64[np.ndarray, " k"], alpha: float) -> int | None:

@@ -3,6 +3,7 @@
 import time
 
 import pandas as pd
+import pyarrow as pa
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,11 +13,12 @@ from proxyrob.certify.certificates import CERTIFICATES, CertificateHeader, Certi
 from proxyrob.certify.sequential import SequentialDesign, certify_sequentially, design_looks
 from proxyrob.certify.votes import count_votes
 from proxyrob.config.certify import CertifyConfig, FixedMethod, SequentialMethod
-from proxyrob.models import FoldedCopy, load_model
+from proxyrob.models import FoldedCopy, hash_inputs, load_model
 from proxyrob.rng import Streams
 from proxyrob.source import ImageSubset, read_rows, read_split, source_report
-from proxyrob.storage import Stage
-from proxyrob.storage.files import run_units, write_table
+from proxyrob.storage import DataPlace, Stage
+from proxyrob.storage.files import write_table
+from proxyrob.storage.shared import SharedTables, finish_once
 from proxyrob.types import OnProgress, no_progress
 
 UNIT_SIZE = {"fixed": 10, "sequential": 100}
@@ -37,16 +39,31 @@ def certify_classifier(
     """Certify the first ``config.num_images`` test images and write ``certificates.parquet``.
 
     The network is certified as it computes in ``config.precision``: certificates of one in bfloat16 say nothing of one in
-    float32. Goes on after a kill from the last finished unit of images; ``elapsed_s`` is the time of an image's unit, shared
-    among its images by their samples.
+    float32. Any number of workers may do this at once, in units of images; what is done is not done again after a kill.
+    ``elapsed_s`` is the time of an image's unit, shared among its images by their samples.
 
     Randomness: ``certify/select`` and ``certify/estimate`` by image.
 
     Raises ``ValueError`` for thresholds that no image can reach, before any work.
     """
-    if (report := stage.finished(CertificationReport)) is not None:
-        return report
-    started = time.monotonic()
+    return finish_once(
+        stage,
+        CertificationReport,
+        lambda started: _certify(config, sigma, source, model, seed, stage, device, on_progress, started),
+    )
+
+
+def _certify(
+    config: CertifyConfig,
+    sigma: float,
+    source: Stage,
+    model: Stage,
+    seed: int,
+    stage: Stage,
+    device: str,
+    on_progress: OnProgress,
+    started: float,
+) -> CertificationReport:
     streams = Streams(seed)
     real, in_whole = source_report(source), read_rows(source)
     split = read_split(source, "test").first(config.num_images)
@@ -54,13 +71,21 @@ def certify_classifier(
     num_values = images[0].numel()
     config.require_reachable(sigma, num_values)
     design = _design(config, sigma, num_values)
-    network = FoldedCopy(load_model(model, device), getattr(torch, config.precision), example=images[:2])
+    classifier = load_model(model, device)
+    network = FoldedCopy(classifier, getattr(torch, config.precision), example=images[:2])
+    about = {
+        "certify": config.dump(),
+        "sigma": sigma,
+        "seed": seed,
+        **hash_inputs(classifier, split.images, split.targets),
+    }
+    work = SharedTables(DataPlace.of(stage.scratch / "certificates"), about, stage.is_whole)
     size = UNIT_SIZE[config.method.kind]
     units = {
         f"images-{k:05d}": range(start, min(start + size, len(split))) for k, start in enumerate(range(0, len(split), size))
     }
 
-    def certify_some(name: str) -> pd.DataFrame:
+    def certify_some(name: str) -> pa.Table:
         indices, before = units[name], time.monotonic()
         select, estimate = (
             [streams.torch(path, device, image=int(in_whole[index])) for index in indices]
@@ -97,12 +122,14 @@ def certify_classifier(
         table["elapsed_s"] = (time.monotonic() - before) * samples / samples.sum()
         table.insert(0, "index", in_whole[indices.start : indices.stop])
         table.insert(1, "label", split.labels[indices.start : indices.stop])
-        return table.astype({"prediction": "Int64"})
+        return pa.Table.from_pandas(table.astype({"prediction": "Int64"}), preserve_index=False)
 
-    def tell(done: int) -> None:
-        on_progress(min(done * size, len(split)), len(split))
+    def tell(done: set[str]) -> bool:
+        on_progress(sum(len(units[name]) for name in done), len(split))
+        return False
 
-    table = run_units(stage.scratch / "certificates", list(units), certify_some, tell)
+    work.tabulate(list(units), certify_some, tell)
+    table = work.join(list(units))
     header = CertificateHeader(
         sigma=sigma,
         n0=config.n0,
@@ -118,10 +145,12 @@ def certify_classifier(
         data_sha256=real.content_sha256,
         subset=ImageSubset(count=len(split)).identify(len(in_whole)) if real.subset == "all" else real.subset,
     )
-    write_table(stage.folder / CERTIFICATES, table, header.model_dump(mode="json"))
-    stage.finish(report := summarise(table, config, num_values), [CERTIFICATES], started)
-    stage.clear()
-    return report
+
+    def conclude() -> CertificationReport:
+        write_table(stage.folder / CERTIFICATES, table, header.model_dump(mode="json"))
+        return stage.finish(summarise(table, config, num_values), [CERTIFICATES], started)
+
+    return work.conclude(conclude)
 
 
 def certify_image(

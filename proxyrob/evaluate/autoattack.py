@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from proxyrob.device import eval_mode
 from proxyrob.errors import DataIntegrityError
-from proxyrob.evaluate.adversarial import AdversarialImages, read_unit, tabulate_unit
+from proxyrob.evaluate.adversarial import ENCODING, AdversarialImages, read_unit, tabulate_unit
 from proxyrob.evaluate.binding import describe_inputs
 from proxyrob.evaluate.ensemble import STANDARD_ATTACKS, Ensemble, Mode
 from proxyrob.evaluate.progress import AttackProgress, Metered
-from proxyrob.evaluate.shared import SharedWork
 from proxyrob.models import FoldedCopy
 from proxyrob.storage import DataPlace
+from proxyrob.storage.shared import SharedTables
 from proxyrob.threat import Threat
 from proxyrob.types import OnProgress, no_progress
 
@@ -35,7 +35,7 @@ class AttackRun:
     broken: dict[str, Bool[np.ndarray, " n"]]
     target_reached: bool | None
     image_shape: tuple[int, ...]
-    work: SharedWork
+    work: SharedTables
     units: tuple[tuple[str, str], ...]
 
     def adversarial_images(self, labels: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " n"]) -> Iterator[AdversarialImages]:
@@ -86,7 +86,7 @@ def run_autoattack(
         "target": target,
         **describe_inputs(model, images, labels, threat, seed),
     }
-    work = SharedWork(units, about, has_ended)
+    work = SharedTables(units, about, has_ended, ENCODING)
     progress = AttackProgress(ensemble, len(labels), on_progress)
     reader = model if mode == "black-box" else FoldedCopy(model, ensemble.precision, example=images[:2].to(device))
     search = Metered(reader, progress)
@@ -106,7 +106,7 @@ def run_autoattack(
     for attack in ensemble.attacks:
         part = _Round(work, attack, np.flatnonzero(standing), batch_size, required)
         progress.begin(attack, part.num_standing)
-        work.complete(list(part.units), lambda name, part=part: attack_unit(part, name), part.look)
+        work.tabulate(list(part.units), lambda name, part=part: attack_unit(part, name), part.look)
         part.close()
         standing[part.broken] = False
         rounds.append(part)
@@ -135,7 +135,7 @@ class _Round:
     """
 
     def __init__(
-        self, work: SharedWork, attack: str, rows: Int64[np.ndarray, " m"], batch_size: int, required: int | None
+        self, work: SharedTables, attack: str, rows: Int64[np.ndarray, " m"], batch_size: int, required: int | None
     ) -> None:
         self.attack = attack
         self.units = {

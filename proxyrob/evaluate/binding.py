@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from proxyrob import attacks
-from proxyrob.models import hash_model, hash_tensor
+from proxyrob.models import hash_inputs
 from proxyrob.threat import Threat
 
 
@@ -18,9 +18,7 @@ def describe_inputs(
 ) -> dict[str, Any]:
     """Model, images, labels, threat model, seed, and the program of the attacks."""
     return {
-        "model": hash_model(model),
-        "images": hash_tensor(images),
-        "labels": hash_tensor(labels),
+        **hash_inputs(model, images, labels),
         "norm": threat.norm,
         "epsilon": str(threat.epsilon),
         "seed": seed,

@@ -6,7 +6,6 @@ from proxyrob.evaluate.autoattack import run_autoattack
 from proxyrob.evaluate.verdicts import (
     conclude_evaluation,
     describe_verdicts,
-    evaluate_once,
     robust_rows,
     tabulate_verdicts,
 )
@@ -15,6 +14,7 @@ from proxyrob.models import load_model
 from proxyrob.rng import Streams
 from proxyrob.source import read_rows, read_split
 from proxyrob.storage import DataPlace, Report, Stage
+from proxyrob.storage.shared import finish_once
 from proxyrob.threat import Threat
 from proxyrob.types import OnProgress, no_progress
 
@@ -45,7 +45,7 @@ def evaluate_black_box(
 
     Randomness: that of AutoAttack's Square, from ``evaluate/autoattack``.
     """
-    return evaluate_once(
+    return finish_once(
         stage,
         BlackBoxReport,
         lambda started: _evaluate(config, source, model, threat, seed, stage, device, on_progress, started),

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from proxyrob.attacks import Attacked, attack_pgd
 from proxyrob.config.evaluate import EvaluateConfig
 from proxyrob.device import eval_mode
-from proxyrob.evaluate.adversarial import AdversarialImages, read_unit, tabulate_unit
+from proxyrob.evaluate.adversarial import ENCODING, AdversarialImages, read_unit, tabulate_unit
 from proxyrob.evaluate.binding import describe_inputs
-from proxyrob.evaluate.shared import SharedWork
 from proxyrob.rng import Streams
 from proxyrob.source import Split
 from proxyrob.storage import DataPlace, Stage
+from proxyrob.storage.shared import SharedTables
 from proxyrob.threat import Threat
 
 
@@ -46,7 +46,7 @@ class PgdRun:
             "batch size": config.batch_size,
             **describe_inputs(model, images, labels, threat, streams.entropy("evaluate/pgd")),
         }
-        self._work = SharedWork(DataPlace.of(stage.scratch / "pgd"), about, stage.is_whole)
+        self._work = SharedTables(DataPlace.of(stage.scratch / "pgd"), about, stage.is_whole, ENCODING)
         starts = range(0, len(labels), config.batch_size)
         self._units = {
             f"batch-{k:04d}": np.arange(start, min(start + config.batch_size, len(labels))) for k, start in enumerate(starts)
@@ -69,7 +69,7 @@ class PgdRun:
                 fooled = (model(attacked).argmax(1) != y) & torch.from_numpy(correct[rows]).to(device)
             return tabulate_unit(model, rows, images[chosen], labels[chosen], Attacked(attacked, fooled), threat, self.name)
 
-        self._work.complete(list(self._units), attack_unit)
+        self._work.tabulate(list(self._units), attack_unit)
         self.broken = np.concatenate([self._work.read(name, ["broken"])["broken"].to_numpy() for name in self._units])
 
     def adversarial_images(self) -> Iterator[AdversarialImages]:

@@ -1,9 +1,7 @@
 """The verdict table: one row per image, the verdict of every attack. Every accuracy is derived from it, none is typed."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -21,19 +19,17 @@ from proxyrob.evaluate.adversarial import (
 from proxyrob.evaluate.autoattack import AttackRun, run_autoattack
 from proxyrob.evaluate.ensemble import STANDARD, STANDARD_ATTACKS
 from proxyrob.evaluate.pgd import PgdRun
-from proxyrob.evaluate.shared import EndedElsewhere
 from proxyrob.intervals import Measured, measure_share
 from proxyrob.models import load_model
 from proxyrob.rng import Streams
 from proxyrob.source import read_rows, read_split, source_report
 from proxyrob.storage import DataPlace, Report, Stage
 from proxyrob.storage.files import read_header, write_table
+from proxyrob.storage.shared import finish_once
 from proxyrob.threat import Threat
 from proxyrob.types import OnProgress, no_progress
 
 VERDICTS = "verdicts.parquet"
-
-R = TypeVar("R", bound=Report)
 
 
 class VerdictHeader(Report):
@@ -84,7 +80,7 @@ def evaluate_classifier(
 
     Randomness: ``evaluate/pgd`` by image batch; AutoAttack from ``evaluate/autoattack``.
     """
-    return evaluate_once(
+    return finish_once(
         stage,
         EvaluationReport,
         lambda started: _evaluate(config, source, model, threat, seed, stage, device, on_progress, started),
@@ -127,19 +123,6 @@ def _evaluate(
     table = tabulate_verdicts(split.labels, predictions, run.broken, {pgd.name: pgd.broken}, run.attacked, rows=rows)
     report = summarise(table, pgd.name, run.ensemble.name, run.target_reached)
     conclude_evaluation(stage, report, table, header, run, _adversarial_images(table, run, pgd), started)
-    return report
-
-
-def evaluate_once(stage: Stage, kind: type[R], evaluate: Callable[[float], R]) -> R:
-    """What the stage holds already, or what ``evaluate`` finds, told when it began, or another worker in the meantime."""
-    if (report := stage.finished(kind)) is not None:
-        return report
-    try:
-        report = evaluate(time.monotonic())
-    except (EndedElsewhere, FileNotFoundError):  # the second: another worker finished and cleared the scratch folder just now
-        if (report := stage.finished(kind)) is None:
-            raise
-    stage.clear()
     return report
 
 

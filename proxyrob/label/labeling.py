@@ -1,6 +1,5 @@
 """Labeling shards: a parquet side table for each, beside the images that are never rewritten."""
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +17,6 @@ from proxyrob.shards import (
     ShardEntry,
     SideIndex,
     describe_tables,
-    has_side_table,
     in_workers_order,
     read_manifest,
     read_shard,
@@ -29,6 +27,7 @@ from proxyrob.shards import (
 )
 from proxyrob.source import read_split, source_report
 from proxyrob.storage import DataPlace, Report, Stage
+from proxyrob.storage.shared import SharedFiles, finish_once
 from proxyrob.types import OnProgress, as_images, no_progress
 
 BATCH_SIZE = 500
@@ -67,21 +66,23 @@ def label_shards(
     """Let two labelers vote on every image of a set, apply the filter rule and drop near-duplicates of test images.
 
     Writes one table per shard (columns: ``proxyrob.label.rule.apply_rule``) into ``labels`` (without it into the stage's own
-    folder). Any number of workers may do this at once. Raises ``DataIntegrityError`` when a
-    shard is damaged, when a class is left with no image, or when more than one image in a hundred is a near-duplicate of a
-    test image.
+    folder). Any number of workers may do this at once, with one stage or each with its own: each shard is labelled by whoever
+    claims it first. Raises ``DataIntegrityError`` when a shard is damaged, when a class is left with no image, or when more
+    than one image in a hundred is a near-duplicate of a test image.
     """
-    if (report := stage.finished(LabelReport)) is not None:
-        return report
-    labelers = [load_classifier(labeler, device) for labeler in (first, second)]
-
-    def vote(shard: ShardEntry, pictures: UInt8[np.ndarray, "n h w c"]) -> pd.DataFrame:
-        votes = [_probabilities(labeler, pictures, device) for labeler in labelers]
-        return apply_rule(shard.first_id + np.arange(shard.num_images), votes[0], votes[1], threshold)
-
     described = {"rule": "two labelers", "threshold": threshold, "labelers": [first.digest, second.digest]}
     place = DataPlace.of(stage.folder) if labels is None else labels
-    return _label(vote, described, source, images, place, stage, device, on_progress)
+
+    def label(started: float) -> LabelReport:
+        labelers = [load_classifier(labeler, device) for labeler in (first, second)]
+
+        def vote(shard: ShardEntry, pictures: UInt8[np.ndarray, "n h w c"]) -> pd.DataFrame:
+            votes = [_probabilities(labeler, pictures, device) for labeler in labelers]
+            return apply_rule(shard.first_id + np.arange(shard.num_images), votes[0], votes[1], threshold)
+
+        return _label(vote, described, source, images, place, stage, device, on_progress, started)
+
+    return finish_once(stage, LabelReport, label)
 
 
 def adopt_labels(
@@ -99,21 +100,23 @@ def adopt_labels(
     ``given`` holds the side tables of the import. Raises ``DataIntegrityError`` as ``label_shards`` does, and when the
     set's classes are not those of the source.
     """
-    if (report := stage.finished(LabelReport)) is not None:
-        return report
-    index = read_side_index(given, read_manifest(images))
-    tables = {table.name: table for table in index.tables}
-    names = source_report(source).class_names
-    if len(index.class_names) != len(names):
-        raise DataIntegrityError(
-            f"{given.uri} has labels of {len(index.class_names)} classes, the real images have {len(names)}; "
-            "import the set with the labels of this data set"
-        )
 
-    def adopt(shard: ShardEntry, _pictures: UInt8[np.ndarray, "n h w c"]) -> pd.DataFrame:
-        return read_side_table(given, tables[shard.name])
+    def label(started: float) -> LabelReport:
+        index = read_side_index(given, read_manifest(images))
+        tables = {table.name: table for table in index.tables}
+        names = source_report(source).class_names
+        if len(index.class_names) != len(names):
+            raise DataIntegrityError(
+                f"{given.uri} has labels of {len(index.class_names)} classes, the real images have {len(names)}; "
+                "import the set with the labels of this data set"
+            )
 
-    return _label(adopt, {"rule": GIVEN}, source, images, labels, stage, device, on_progress)
+        def adopt(shard: ShardEntry, _pictures: UInt8[np.ndarray, "n h w c"]) -> pd.DataFrame:
+            return read_side_table(given, tables[shard.name])
+
+        return _label(adopt, {"rule": GIVEN}, source, images, labels, stage, device, on_progress, started)
+
+    return finish_once(stage, LabelReport, label)
 
 
 def _label(
@@ -125,8 +128,8 @@ def _label(
     stage: Stage,
     device: str,
     on_progress: OnProgress,
+    started: float,
 ) -> LabelReport:
-    started = time.monotonic()
     manifest = read_manifest(images)
     names = source_report(source).class_names
     leaks = LeakFinder(read_split(source, "test").stored, device=device)
@@ -135,45 +138,57 @@ def _label(
             f"{images.uri} has images of shape {manifest.image_shape}, the real images have {leaks.image_shape}; "
             "choose a set of the same size"
         )
-    done = 0
-    for shard in in_workers_order(manifest.shards):
-        on_progress(done, manifest.num_images)
-        if not has_side_table(labels, shard.name):
-            pictures = read_shard(images, shard, manifest.image_shape)
-            table = label_one(shard, pictures)
-            table["near_test"] = found = leaks.find(pictures)
-            table["kept"] &= found < 0
-            table["reason"] = table.reason.where(found < 0, LEAK)
-            write_side_table(labels, shard.name, table)
-        done += shard.num_images
-    index = describe_tables(labels, manifest, described, names)
-    on_progress(done, manifest.num_images)
-    columns = ["first_class", "second_class", "reason"] if described["rule"] != GIVEN else ["reason"]
+    shards = {shard.name: shard for shard in manifest.shards}
+
+    def label_shard(name: str) -> None:
+        pictures = read_shard(images, shards[name], manifest.image_shape)
+        table = label_one(shards[name], pictures)
+        table["near_test"] = found = leaks.find(pictures)
+        table["kept"] &= found < 0
+        table["reason"] = table.reason.where(found < 0, LEAK)
+        write_side_table(labels, name, table)
+
+    def tell(done: set[str]) -> bool:
+        on_progress(sum(shards[name].num_images for name in done), manifest.num_images)
+        return False
+
+    def conclude() -> LabelReport:
+        index = describe_tables(labels, manifest, described, names)
+        report = _report(index, labels, images.uri, described["rule"] != GIVEN)
+        store_index(labels, index)
+        own = labels.is_folder(stage.folder)
+        return stage.finish(report, [INDEX, *(entry.key for entry in index.tables)] if own else [], started)
+
+    work = SharedFiles(labels, ".parquet", stage.is_whole)
+    work.complete(in_workers_order(list(shards)), label_shard, tell)
+    return work.conclude(conclude)
+
+
+def _report(index: SideIndex, labels: DataPlace, images: str, are_votes: bool) -> LabelReport:
+    """Count what labelers and filters did. Raises ``DataIntegrityError`` where the set ``images`` cannot be trained on."""
+    columns = ["first_class", "second_class", "reason"] if are_votes else ["reason"]
     table = pd.concat([read_side_table(labels, entry, columns) for entry in index.tables], ignore_index=True)
     num_leaked = int((table.reason == LEAK).sum())
     if num_leaked > MAX_LEAKED_SHARE * len(table):
         raise DataIntegrityError(
-            f"{num_leaked} of {len(table)} images of {images.uri} are near-duplicates of test images: the set seems to contain "
+            f"{num_leaked} of {len(table)} images of {images} are near-duplicates of test images: the set seems to contain "
             "the test split, and figures of models trained on it would mean nothing; use another set"
         )
     if (empty := np.flatnonzero(np.array(index.kept_per_class) == 0)).size:
         raise DataIntegrityError(
-            f"no synthetic image of class {', '.join(names[k] for k in empty)} passes the filter "
+            f"no synthetic image of class {', '.join(index.class_names[k] for k in empty)} passes the filter "
             f"({sum(index.dropped_per_class)} of {len(table)} dropped); lower label.threshold or train the proxy longer"
         )
-    report = LabelReport(
+    assert int(table.reason.isin([UNSURE, LEAK]).sum()) == sum(index.dropped_per_class)
+    return LabelReport(
         num_images=len(table),
         num_kept=sum(index.kept_per_class),
-        num_disagree=int((table.first_class != table.second_class).sum()) if "first_class" in table else 0,
+        num_disagree=int((table.first_class != table.second_class).sum()) if are_votes else 0,
         num_leaked=num_leaked,
         kept_per_class=index.kept_per_class,
         dropped_per_class=index.dropped_per_class,
         suspicious_shards=suspicious_shards(index),
     )
-    assert int(table.reason.isin([UNSURE, LEAK]).sum()) == sum(index.dropped_per_class)
-    store_index(labels, index)
-    own = labels.is_folder(stage.folder)
-    return stage.finish(report, [INDEX, *(entry.key for entry in index.tables)] if own else [], started)
 
 
 def suspicious_shards(index: SideIndex) -> tuple[str, ...]:

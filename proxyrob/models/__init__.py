@@ -12,7 +12,7 @@ from proxyrob.models.classifier import (
 )
 from proxyrob.models.folded import FoldedCopy
 from proxyrob.models.given import GivenReport, ModelIdentity, OnnxModel, adopt_model, identify_model, is_given, load_model
-from proxyrob.models.hashing import hash_model, hash_tensor
+from proxyrob.models.hashing import hash_inputs
 from proxyrob.models.published import PUBLISHED, load_published, published_card
 
 __all__ = [
@@ -27,8 +27,7 @@ __all__ = [
     "adopt_model",
     "build_classifier",
     "channel_statistics",
-    "hash_model",
-    "hash_tensor",
+    "hash_inputs",
     "identify_model",
     "is_given",
     "load_classifier",

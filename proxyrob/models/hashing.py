@@ -14,6 +14,11 @@ def hash_model(model: nn.Module) -> str:
     return content.hexdigest()
 
 
+def hash_inputs(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, str]:
+    """What a measurement is of, by name: the hashes of a model, of images and of their labels."""
+    return {"model": hash_model(model), "images": hash_tensor(images), "labels": hash_tensor(labels)}
+
+
 def hash_tensor(values: Tensor) -> str:
     """The sha256 of a tensor's type, shape and content."""
     content = hashlib.sha256(f"{values.dtype} {tuple(values.shape)}".encode())

@@ -1,6 +1,5 @@
 """Sampling a proxy into shards."""
 
-import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -23,6 +22,7 @@ from proxyrob.shards import (
 )
 from proxyrob.source import source_report
 from proxyrob.storage import DataPlace, FileEntry, Report, Stage
+from proxyrob.storage.shared import SharedFiles, finish_once
 from proxyrob.types import OnProgress, no_progress
 
 
@@ -57,60 +57,85 @@ def sample_proxy(
     """Sample ``config.num_images`` images into shards at ``images`` (without it in the stage's own folder).
 
     A shard that is already there is left as it is. Any number of workers, on any number of machines, may call this for the
-    same place at once: each begins at another shard and takes what is not there yet, and what one writes is what all would.
-    ``proxy`` is the stage that fitted the generator; the jitter control has none. Raises ``DataIntegrityError`` when more
-    than one image in a hundred is constant: such a generator has collapsed.
+    same place at once, with one stage or each with its own: each shard is sampled by whoever claims it first, and all return
+    when all shards are there. ``proxy`` is the stage that fitted the generator; the jitter control has none. Raises
+    ``DataIntegrityError`` when more than one image in a hundred is constant: such a generator has collapsed.
     """
-    if (report := stage.finished(SamplesReport)) is not None:
-        return report
-    started = time.monotonic()
+    return finish_once(
+        stage,
+        SamplesReport,
+        lambda started: _sample(config, sampling, source, proxy, seed, stage, images, device, on_progress, started),
+    )
+
+
+def _sample(
+    config: DiffusionProxy | JitterProxy,
+    sampling: SamplingConfig,
+    source: Stage,
+    proxy: Stage | None,
+    seed: int,
+    stage: Stage,
+    images: DataPlace | None,
+    device: str,
+    on_progress: OnProgress,
+    started: float,
+) -> SamplesReport:
     place = DataPlace.of(stage.folder) if images is None else images
-    store = place.open()
     real = source_report(source)
     channels, height, width = real.image_shape
     sampler = _sampler(config, source=source, proxy=proxy, seed=seed, device=device)
     firsts = range(0, config.num_images, sampling.shard_size)
-    shards = [(shard_name(k), first, min(sampling.shard_size, config.num_images - first)) for k, first in enumerate(firsts)]
+    shards = {shard_name(k): (first, min(sampling.shard_size, config.num_images - first)) for k, first in enumerate(firsts)}
     counted: dict[str, int] = {}
-    done = 0
-    for name, first, count in in_workers_order(shards):
-        if store.stat(f"{name}.npy") is None:
-            pieces = []
-            for start in range(first, first + count, sampling.batch_size):
-                on_progress(done + start - first, config.num_images)
-                pieces.append(sampler.sample(np.arange(start, min(start + sampling.batch_size, first + count))))
-            shard = np.concatenate(pieces)
-            counted[name] = count_constant(shard)
-            write_shard(place, name, shard)
-        done += count
-        on_progress(done, config.num_images)
-    manifest = describe_shards(
-        place,
-        shards=shards,
-        image_shape=(height, width, channels),
-        generator=proxy.digest if proxy else stage.digest,
-        source_sha256=real.content_sha256,
-        sampler=config.dump(),
-        seed=seed,
-    )
-    constant = count_all_constant(place, manifest, counted)
-    if constant > config.num_images // 100:
-        raise DataIntegrityError(
-            f"{constant} of {config.num_images} sampled images are constant: the generator has collapsed; "
-            "train it longer (proxy.steps) or with a lower proxy.learning_rate"
+    num_there = 0
+
+    def sample_shard(name: str) -> None:
+        first, count = shards[name]
+        pieces = []
+        for start in range(first, first + count, sampling.batch_size):
+            on_progress(num_there + start - first, config.num_images)
+            pieces.append(sampler.sample(np.arange(start, min(start + sampling.batch_size, first + count))))
+        shard = np.concatenate(pieces)
+        counted[name] = count_constant(shard)
+        write_shard(place, name, shard)
+
+    def tell(done: set[str]) -> bool:
+        nonlocal num_there
+        num_there = sum(shards[name][1] for name in done)
+        on_progress(num_there, config.num_images)
+        return False
+
+    work = SharedFiles(place, ".npy", stage.is_whole)
+    work.complete(in_workers_order(list(shards)), sample_shard, tell)
+
+    def conclude() -> SamplesReport:
+        manifest = describe_shards(
+            place,
+            shards=[(name, *cut) for name, cut in shards.items()],
+            image_shape=(height, width, channels),
+            generator=proxy.digest if proxy else stage.digest,
+            source_sha256=real.content_sha256,
+            sampler=config.dump(),
+            seed=seed,
         )
-    write_manifest(place, manifest)
-    report = SamplesReport(
-        num_images=config.num_images,
-        num_shards=len(shards),
-        image_shape=real.image_shape,
-        constant_images=constant,
-        sha256=manifest.sha256,
-    )
-    if not place.is_folder(stage.folder):
-        return stage.finish(report, [], started)
-    known = [FileEntry(name=shard.key, size_bytes=shard.size_bytes, sha256=shard.sha256) for shard in manifest.shards]
-    return stage.finish(report, [MANIFEST, *known], started)
+        constant = count_all_constant(place, manifest, counted)
+        if constant > config.num_images // 100:
+            raise DataIntegrityError(
+                f"{constant} of {config.num_images} sampled images are constant: the generator has collapsed; "
+                "train it longer (proxy.steps) or with a lower proxy.learning_rate"
+            )
+        write_manifest(place, manifest)
+        report = SamplesReport(
+            num_images=config.num_images,
+            num_shards=len(shards),
+            image_shape=real.image_shape,
+            constant_images=constant,
+            sha256=manifest.sha256,
+        )
+        known = [FileEntry(name=shard.key, size_bytes=shard.size_bytes, sha256=shard.sha256) for shard in manifest.shards]
+        return stage.finish(report, [MANIFEST, *known] if place.is_folder(stage.folder) else [], started)
+
+    return work.conclude(conclude)
 
 
 def count_constant(images: UInt8[np.ndarray, "n h w c"]) -> int:

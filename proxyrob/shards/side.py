@@ -71,11 +71,6 @@ def write_side_table(place: DataPlace, name: str, table: pd.DataFrame) -> None:
     place.open().write(f"{name}.parquet", content.getvalue())
 
 
-def has_side_table(place: DataPlace, name: str) -> bool:
-    """Whether the table of a shard is there, whole."""
-    return place.open().stat(f"{name}.parquet") is not None
-
-
 def write_side_index(
     place: DataPlace, manifest: ShardManifest, labeler: dict[str, Any], class_names: Iterable[str]
 ) -> SideIndex:

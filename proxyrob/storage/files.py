@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -118,28 +118,3 @@ def require_writable(folder: Path) -> None:
         raise NotADirectoryError(f"{folder} cannot hold results because a file is in the way; choose another folder") from error
     except OSError as error:
         raise PermissionError(f"{folder} cannot be written ({error.strerror}); choose another folder or free it") from error
-
-
-def read_units(folder: Path, names: list[str]) -> pd.DataFrame:
-    """Join the finished units of a stage, in the order of ``names``."""
-    return pd.concat([pd.read_parquet(folder / f"{name}.parquet") for name in names], ignore_index=True)
-
-
-def run_units(
-    folder: Path,
-    names: list[str],
-    compute: Callable[[str], pd.DataFrame],
-    on_unit: Callable[[int], None] = lambda done: None,
-) -> pd.DataFrame:
-    """Compute each named unit once, write it whole as ``<name>.parquet``, and join them.
-
-    A unit that is already there is not computed again, which is what lets a killed stage go on where it was.
-    ``on_unit`` is told the number of finished units.
-    """
-    for done, name in enumerate(names):
-        on_unit(done)
-        path = folder / f"{name}.parquet"
-        if not path.is_file():
-            write_table(path, compute(name))
-    on_unit(len(names))
-    return read_units(folder, names)

@@ -68,7 +68,7 @@ class Stage:
         Raises ``CheckpointMismatch`` when the folder belongs to another configuration and ``DataIntegrityError`` when
         the record cannot be read.
         """
-        if not self.record_path.is_file():
+        if not self._has_record():
             return None
         try:
             record = StageRecord.model_validate_json(self.record_path.read_bytes())
@@ -87,6 +87,13 @@ class Stage:
                 f"(digest {record.digest[:12]}, expected {self.digest[:12]}); move it away or use another store"
             )
         return record
+
+    def _has_record(self) -> bool:
+        """Ask the folder: of the file alone a network file system may believe for a while that it is still missing."""
+        try:
+            return any(path.name == RECORD for path in self.folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def is_whole(self) -> bool:
         """Finished, and every file there with its recorded size (hashes are checked when a file is read)."""

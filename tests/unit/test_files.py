@@ -16,7 +16,6 @@ from proxyrob.storage.files import (
     read_array,
     read_header,
     require_writable,
-    run_units,
     sha256_of,
     verify_file,
     write_array,
@@ -155,37 +154,6 @@ def test_a_missing_file_is_named_with_its_hash_and_the_remedy(tmp_path: Path) ->
     path = tmp_path / "gone.bin"
     with pytest.raises(DataIntegrityError, match=rf"{path} is missing \(its recorded sha256 is abc\); sample it again"):
         verify_file(path, "abc", "sample it again")
-
-
-def test_units_are_computed_once_and_joined_in_order(tmp_path: Path) -> None:
-    """A second run computes only what is missing and returns the same table, in the order of the names."""
-    computed, told = [], []
-
-    def compute(name: str) -> pd.DataFrame:
-        computed.append(name)
-        return pd.DataFrame({"name": [name, name]})
-
-    names = ["b", "a", "c"]
-    table = run_units(tmp_path, names, compute, told.append)
-    assert table.name.tolist() == ["b", "b", "a", "a", "c", "c"]
-    assert table.index.tolist() == list(range(6))
-    assert told == [0, 1, 2, 3]
-    (tmp_path / "a.parquet").unlink()
-    pd.testing.assert_frame_equal(run_units(tmp_path, names, compute), table)
-    assert computed == ["b", "a", "c", "a"]
-
-
-def test_a_unit_that_fails_leaves_the_finished_ones(tmp_path: Path) -> None:
-    """After an error the units before it are kept and the failed one left nothing."""
-
-    def compute(name: str) -> pd.DataFrame:
-        if name == "bad":
-            raise RuntimeError("killed")
-        return pd.DataFrame({"name": [name]})
-
-    with pytest.raises(RuntimeError, match="killed"):
-        run_units(tmp_path, ["good", "bad", "later"], compute)
-    assert files_below(tmp_path) == {"good.parquet"}
 
 
 def test_a_folder_is_made_and_tried(tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ def test_images_are_counted_without_reading_what_was_written(make_stage: MakeSta
     black = int(np.flatnonzero((read_images(DataPlace.of(stage.folder)) == 0).all(axis=(1, 2, 3)))[0]) // SAMPLING.shard_size
     for number in (black, black + 1):
         (stage.folder / f"{shard_name(number % 10)}.npy").unlink()
+        stage.forget()
         read.clear()
         assert _sample(source, stage, config).constant_images == 1
         assert read == [shard_name(other) for other in range(10) if other != number % 10]

@@ -1,5 +1,6 @@
 """Units of work that many workers share: each is done once, whoever is killed, and belongs to the work it was done for."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,9 @@ import pyarrow as pa
 import pytest
 
 from proxyrob.errors import CheckpointMismatch, DataIntegrityError
-from proxyrob.evaluate import claims
-from proxyrob.evaluate.claims import Claims
-from proxyrob.evaluate.shared import EndedElsewhere, SharedWork
-from proxyrob.storage import DataPlace, open_store
+from proxyrob.storage import DataPlace, claims, open_store
+from proxyrob.storage.claims import Claims
+from proxyrob.storage.shared import EndedElsewhere, SharedTables
 from tests import sharing
 from tests.toys import damage, files_below
 
@@ -23,8 +23,8 @@ def _table(value: int) -> pa.Table:
     return pa.table({"value": [value]})
 
 
-def _shared(folder: Path, **about: object) -> SharedWork:
-    return SharedWork(DataPlace.of(folder), {"seed": 3, "model": "abc", **about})
+def _shared(folder: Path, **about: object) -> SharedTables:
+    return SharedTables(DataPlace.of(folder), {"seed": 3, "model": "abc", **about}, lambda: False)
 
 
 def _run_workers(folder: Path, workers: int, killed: int) -> None:
@@ -55,9 +55,9 @@ def test_units_that_are_there_are_not_done_again(tmp_path: Path) -> None:
         done.append(name)
         return _table(len(done))
 
-    _shared(tmp_path).complete(["a", "b"], compute)
+    _shared(tmp_path).tabulate(["a", "b"], compute)
     shared = _shared(tmp_path)
-    shared.complete(["a", "b", "c"], compute, lambda there: looked.append(there) is not None)
+    shared.tabulate(["a", "b", "c"], compute, lambda there: looked.append(there) is not None)
     assert done == ["a", "b", "c"]
     assert looked == [{"a", "b"}, {"a", "b", "c"}]
     assert [shared.read(name, ["value"])["value"][0].as_py() for name in done] == [1, 2, 3]
@@ -66,7 +66,7 @@ def test_units_that_are_there_are_not_done_again(tmp_path: Path) -> None:
 def test_units_that_are_enough_end_the_work(tmp_path: Path) -> None:
     """Where ``look`` says that the units there are enough, no other is begun."""
     done: list[str] = []
-    _shared(tmp_path).complete(["a", "b", "c"], lambda name: done.append(name) or _table(0), lambda there: len(there) == 2)
+    _shared(tmp_path).tabulate(["a", "b", "c"], lambda name: done.append(name) or _table(0), lambda there: len(there) == 2)
     assert done == ["a", "b"]
 
 
@@ -74,10 +74,10 @@ def test_a_unit_that_fails_is_given_back(tmp_path: Path) -> None:
     """What a unit raises is raised, nothing of it is kept, and the next worker may begin it."""
     shared = _shared(tmp_path)
     with pytest.raises(ZeroDivisionError):
-        shared.complete(["a"], lambda name: _table(1 // 0))
+        shared.tabulate(["a"], lambda name: _table(1 // 0))
     assert files_below(tmp_path) == {"binding.json"}
-    shared.complete(["a"], lambda name: _table(1))
-    assert shared.has("a")
+    shared.tabulate(["a"], lambda name: _table(1))
+    assert shared.read("a").to_pydict() == {"value": [1]}
 
 
 def test_other_conditions_are_refused_by_name(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_other_conditions_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_unit_of_other_work_is_refused(tmp_path: Path) -> None:
     """A unit carries the hash of its conditions: one that was copied from elsewhere is not believed."""
-    _shared(tmp_path / "one").complete(["a"], lambda name: _table(1))
+    _shared(tmp_path / "one").tabulate(["a"], lambda name: _table(1))
     other = _shared(tmp_path / "other", seed=4)
     (tmp_path / "other" / "a.parquet").write_bytes((tmp_path / "one" / "a.parquet").read_bytes())
     with pytest.raises(CheckpointMismatch, match=r"a\.parquet was found under other conditions"):
@@ -100,7 +100,7 @@ def test_a_unit_of_other_work_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_unit_is_refused(tmp_path: Path) -> None:
     """The message names the file and the remedy."""
     shared = _shared(tmp_path)
-    shared.complete(["a"], lambda name: _table(1))
+    shared.tabulate(["a"], lambda name: _table(1))
     damage(tmp_path / "a.parquet")
     with pytest.raises(DataIntegrityError, match=r"a\.parquet cannot be read .*delete it"):
         shared.read("a")
@@ -108,9 +108,9 @@ def test_a_damaged_unit_is_refused(tmp_path: Path) -> None:
 
 def test_work_that_ended_elsewhere_is_not_begun_again(tmp_path: Path) -> None:
     """When another worker has finished everything and cleared the units away, nothing is done anew."""
-    shared = SharedWork(DataPlace.of(tmp_path), {}, lambda: True)
+    shared = SharedTables(DataPlace.of(tmp_path), {}, lambda: True)
     with pytest.raises(EndedElsewhere):
-        shared.complete(["a"], lambda name: pytest.fail("begun"))
+        shared.tabulate(["a"], lambda name: pytest.fail("begun"))
     with pytest.raises(EndedElsewhere):
         shared.read("a")
     with pytest.raises(EndedElsewhere):
@@ -130,10 +130,11 @@ def test_a_claim_is_held_by_one(tmp_path: Path) -> None:
     assert files_below(tmp_path) == set()
 
 
-def _leave(folder: Path, process: int, machine: str | None = None, sign: bytes | None = None) -> None:
+def _leave(folder: Path, process: int, machine: str | None = None, sign: bytes | None = None, holder: str = "x") -> None:
     """A claim on ``a`` that somebody holds."""
-    store, holder = open_store(folder), machine or claims._machine()
-    store.write("claims/a-000007.json", f'{{"machine": "{holder}", "process": {process}, "token": "x"}}'.encode(), replace=True)
+    store = open_store(folder)
+    about = {"machine": machine or claims._machine(), "process": process, "token": holder}
+    store.write("claims/a-000007.json", json.dumps(about).encode(), replace=True)
     if sign is not None:
         store.write("claims/a-000007.alive", sign, replace=True)
 
@@ -163,8 +164,11 @@ def test_a_claim_without_a_sign_of_life_is_lost_after_the_lease(tmp_path: Path, 
         _leave(tmp_path, 1, "elsewhere", b"%d" % beat)
         assert not _is_free(tmp_path, waiting)
         time.sleep(0.06)
-    assert _is_free(tmp_path, waiting)
     assert not _is_free(tmp_path, Claims(open_store(tmp_path))), "whoever comes later has to wait himself"
+    assert _is_free(tmp_path, waiting)
+    assert files_below(tmp_path) == set(), "who takes a lost claim over leaves nothing of it"
+    _leave(tmp_path, 1, "elsewhere", b"2", holder="y")
+    assert not _is_free(tmp_path, waiting), "the next one of that name is another claim, though it looks the same"
 
 
 def test_the_holder_of_a_claim_shows_that_it_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

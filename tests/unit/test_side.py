@@ -15,7 +15,6 @@ from proxyrob.shards import (
     ShardManifest,
     SideEntry,
     SideIndex,
-    has_side_table,
     read_side_index,
     read_side_table,
     write_side_index,
@@ -73,10 +72,8 @@ def test_tables_are_read_as_they_were_written(place: DataPlace, manifest: ShardM
 
 def test_a_table_that_is_there_is_left_as_it_is(place: DataPlace) -> None:
     """Of two labelers of one shard the first one's table stays: both would have written the same."""
-    assert not has_side_table(place, "shard-000000")
     write_side_table(place, "shard-000000", _table(0, [0]))
     write_side_table(place, "shard-000000", _table(0, [1]))
-    assert has_side_table(place, "shard-000000")
     assert pd.read_parquet(Path(place.uri) / "shard-000000.parquet").label.tolist() == [0]
 
 

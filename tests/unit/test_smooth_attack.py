@@ -105,7 +105,7 @@ def test_a_killed_attack_goes_on_and_finds_the_same(
     stage = make_stage("attack-smoothed")
     with pytest.raises(StopHereError):
         _attack(digits, toy_classifier, stage, on_progress=Killer(lambda done: done == 8))
-    assert files_below(stage.folder) == {"scratch/attacked/images-000000.parquet"}
+    assert files_below(stage.folder) == {f"scratch/attacked/{name}" for name in ("binding.json", "images-000000.parquet")}
     report = _attack(digits, toy_classifier, stage)
     pd.testing.assert_frame_equal(read_attacks(stage)[0], read_attacks(attacked)[0])
     assert files_below(stage.folder) == {"attacked.parquet", "stage.json"}

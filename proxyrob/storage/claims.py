@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from proxyrob.storage import Store
+from proxyrob.storage.store import Store
 
 LEASE_S = 120.0
 """A claim that shows no sign of life for this long is lost."""
@@ -33,7 +33,7 @@ class Claims:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._seen: dict[str, tuple[bytes, float]] = {}
+        self._seen: dict[str, tuple[tuple[str, bytes], float]] = {}
 
     @contextmanager
     def hold(self, name: str) -> Iterator[bool]:
@@ -41,34 +41,41 @@ class Claims:
         token = secrets.token_hex(8)
         _own.add(token)
         try:
-            key = self._take(name, token)
-            if key is None:
+            keys = self._take(name, token)
+            if not keys:
                 yield False
                 return
             done = threading.Event()
-            beating = threading.Thread(target=self._beat, args=(key, done), daemon=True)
+            beating = threading.Thread(target=self._beat, args=(keys[-1], done), daemon=True)
             beating.start()
             try:
                 yield True
             finally:
                 done.set()
                 beating.join()
-                self._store.delete(_sign_of_life(key))
-                self._store.delete(key)
+                for key in keys:  # ours, which is valid, is the last to go
+                    self._store.delete(_sign_of_life(key))
+                    self._store.delete(key)
         finally:
             _own.discard(token)
 
-    def _take(self, name: str, token: str) -> str | None:
+    def clear(self) -> None:
+        """Remove every claim, because there is nothing left to do: those of workers that were killed as they ended."""
+        for found in list(self._store.list("claims/")):
+            self._store.delete(found.key)
+
+    def _take(self, name: str, token: str) -> list[str]:
+        """The claim's key after those of the lost ones that it follows; none where another worker holds it."""
         prefix = f"claims/{name.replace('/', '.')}-"
         taken = [found.key for found in self._store.list(prefix) if found.key.endswith(".json")]
         number = 0
         if taken:
             if not self._is_lost(taken[-1]):
-                return None
+                return []
             number = int(taken[-1].removeprefix(prefix).removesuffix(".json")) + 1
         key = f"{prefix}{number:06d}.json"
         holder = {"machine": _machine(), "process": os.getpid(), "token": token}
-        return key if self._store.write(key, json.dumps(holder).encode()) else None
+        return [*taken, key] if self._store.write(key, json.dumps(holder).encode()) else []
 
     def _is_lost(self, key: str) -> bool:
         try:
@@ -79,8 +86,8 @@ class Claims:
         if holder["machine"] == _machine() and not _is_alive(holder["process"], holder["token"]):
             return True
         seen, since = self._seen.get(key, (None, 0.0))
-        if sign != seen:
-            self._seen[key] = (sign, time.monotonic())
+        if (shown := (holder["token"], sign)) != seen:
+            self._seen[key] = (shown, time.monotonic())
             return False
         return time.monotonic() - since > LEASE_S
 
