@@ -1,7 +1,7 @@
 """The one module that writes to MLflow's model registry."""
 
-import json
 import logging
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,6 @@ from pathlib import Path
 import mlflow
 import mlflow.onnx as onnx_flavor
 import numpy as np
-import onnx
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
@@ -19,18 +17,21 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from pydantic import ValidationError
 
-from flows.plan import Plan, model_name
+from flows.plan import DIGEST, Plan, model_name
 from flows.records.champions import CHAMPION, claim_decision, find_champion
 from flows.records.metrics import name_figures
 from flows.records.tracking import DIGEST_TAG, Tracker
 from proxyrob.compare import Comparison, GateDecision, compare_verdicts, decide_promotion
 from proxyrob.compare.tables import Verdicts
+from proxyrob.errors import DataIntegrityError
 from proxyrob.evaluate import SanityReport, VerdictHeader, read_verdicts
 from proxyrob.evaluate.verdicts import VERDICTS
 from proxyrob.export import CARD, CARD_JSON, MODEL, ExportReport, ModelCard
+from proxyrob.models import read_onnx, require_whole_onnx
 from proxyrob.source import read_split
 from proxyrob.storage import Report
-from proxyrob.storage.files import read_header, write_bytes, write_json
+from proxyrob.storage.bounded import parse_json, read_small, require_small
+from proxyrob.storage.files import read_frame, read_header, sha256_of, write_bytes, write_json
 from proxyrob.types import as_images
 
 CHALLENGER = "challenger"
@@ -38,6 +39,7 @@ GATE_TAG, VERDICT_TAG, WAIVED_TAG = "gate", "gate.verdict", "gate.waived."
 AGAIN_TAG, WITHDRAWN_TAG = "attacked-again", "champion.withdrawn"
 LONGEST_DESCRIPTION = 5000
 """What MLflow's database keeps of a version's description; a longer card lies whole beside the model."""
+OTHER_RECORD = "what MLflow keeps was altered: restore it from a back-up, or delete the version and register it again"
 
 
 class Registration(Report):
@@ -134,7 +136,7 @@ def describe_version(tracking_uri: str, reference: str) -> RegisteredVersion:
     Raises ``ValueError`` when there is none, saying which there are, and when this program did not register it.
     """
     found = _choose_version(MlflowClient(tracking_uri, tracking_uri), reference)
-    if DIGEST_TAG not in found.tags:
+    if DIGEST.fullmatch(found.tags.get(DIGEST_TAG, "")) is None or "threat_model" not in found.tags:
         raise ValueError(f"{reference} was not registered by this program; give its file: model.onnx")
     return RegisteredVersion(
         name=found.name, number=int(found.version), digest=found.tags[DIGEST_TAG], threat_model=found.tags["threat_model"]
@@ -149,25 +151,40 @@ def pull_model(tracking_uri: str, reference: str, folder: Path) -> Path:
     """
     chosen = _choose_version(MlflowClient(tracking_uri, tracking_uri), reference)
     name = chosen.name
-    folder.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
     with tempfile.TemporaryDirectory() as scratch:
-        downloaded = Path(download_artifacts(f"models:/{name}/{chosen.version}", dst_path=scratch))
-        for file, content in (
-            (MODEL, downloaded / MODEL),
-            (CARD, downloaded / "extra_files" / CARD),
-            (CARD_JSON, downloaded / "extra_files" / CARD_JSON),
-        ):
-            (folder / file).write_bytes(content.read_bytes())
+        files = {
+            file: Path(download_artifacts(f"models:/{name}/{chosen.version}/{path}", dst_path=scratch))
+            for file, path in ((MODEL, MODEL), (CARD, f"extra_files/{CARD}"), (CARD_JSON, f"extra_files/{CARD_JSON}"))
+        }
+        _require_as_registered(f"{name} version {chosen.version}", files)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, path in files.items():
+            shutil.copyfile(path, folder / file)
     if (decision := _read_decision(chosen)) is not None:
         add_decision(folder, decision)
     return folder / MODEL
 
 
+def _require_as_registered(title: str, files: dict[str, Path]) -> None:
+    """Raise ``DataIntegrityError`` unless a version's files are what was registered: whoever can write where MLflow keeps files
+    may have put others in their place."""
+    require_small(f"{CARD} of {title}", files[CARD].stat().st_size)
+    card = parse_json(read_small(files[CARD_JSON]), f"{CARD_JSON} of {title}", OTHER_RECORD)
+    expected, found = card.get("model_sha256") if isinstance(card, dict) else None, sha256_of(files[MODEL])
+    if found != expected:
+        raise DataIntegrityError(
+            f"{MODEL} of {title} is not the file that its card describes: expected sha256 {expected}, got {found}; "
+            f"{OTHER_RECORD}"
+        )
+    require_whole_onnx(files[MODEL])
+
+
 def add_decision(folder: Path, decision: GateDecision) -> None:
     """Add what the gate said to the card that lies in ``folder``, for people and for programs."""
-    card, for_programs = folder / CARD, json.loads((folder / CARD_JSON).read_text())
+    card = folder / CARD
+    for_programs = parse_json(read_small(folder / CARD_JSON), str(folder / CARD_JSON), OTHER_RECORD)
     write_bytes(card, f"{card.read_text()}\n{decision.describe()}".encode())
     write_json(folder / CARD_JSON, {**for_programs, "gate": decision.model_dump(mode="json")})
 
@@ -251,7 +268,7 @@ def _register(plan: Plan, tracker: Tracker, run_id: str, name: str) -> ModelVers
         artifact_path=None,  # pyright: ignore[reportArgumentType]  (a model with a name has no path of its own)
         model_id=made.model_id,
         flavor=onnx_flavor,
-        onnx_model=onnx.load(plan.export.verified(MODEL)),
+        onnx_model=read_onnx(plan.export.verified(MODEL)),
         run_id=run_id,
         signature=signature,
         input_example={"images": example},
@@ -277,7 +294,8 @@ def _register(plan: Plan, tracker: Tracker, run_id: str, name: str) -> ModelVers
 
 
 def _card_json(plan: Plan) -> dict[str, object]:
-    return json.loads(plan.export.verified(CARD_JSON).read_text())
+    path = plan.export.verified(CARD_JSON)
+    return parse_json(read_small(path), str(path), plan.export.remedy)
 
 
 def _sanity(plan: Plan) -> SanityReport:
@@ -323,7 +341,7 @@ def _download_verdicts(tracker: Tracker, version: ModelVersion) -> Verdicts:
     assert version.run_id is not None
     with tempfile.TemporaryDirectory() as folder:
         path = tracker.download(version.run_id, f"tables/{VERDICTS}", Path(folder))
-        return pd.read_parquet(path), VerdictHeader.model_validate(read_header(path))
+        return read_frame(path, OTHER_RECORD), read_header(path, VerdictHeader, OTHER_RECORD)
 
 
 def _aliases(client: MlflowClient, name: str, number: int) -> tuple[str, ...]:

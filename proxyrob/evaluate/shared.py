@@ -10,15 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proxyrob.errors import CheckpointMismatch, DataIntegrityError
+from proxyrob.errors import CheckpointMismatch
 from proxyrob.evaluate.adversarial import ENCODING
 from proxyrob.evaluate.claims import Claims
 from proxyrob.storage import DataPlace
+from proxyrob.storage.bounded import parse_json, read_table
 from proxyrob.storage.differences import describe_differences
 
 BINDING = "binding.json"
 BOUND_TO = b"proxyrob.binding"
 POLL_S = 0.5
+UNIT_BYTES = 2 << 30
 
 
 class EndedElsewhere(Exception):
@@ -41,7 +43,8 @@ class SharedWork:
         content = json.dumps(about, sort_keys=True, indent=1, allow_nan=False).encode()
         self._bound = hashlib.sha256(content).hexdigest()
         if not self._store.write(BINDING, content):
-            there = json.loads(self._store.read(BINDING))
+            where = f"{self._store.uri}/{BINDING}"
+            there = parse_json(self._store.read(BINDING), where, f"delete {self._store.uri} to begin anew")
             if there != json.loads(content):
                 raise CheckpointMismatch(
                     f"{self._store.uri} holds unfinished work under other conditions than these: "
@@ -60,14 +63,11 @@ class SharedWork:
         """
         where = f"{self._store.uri}/{_key(name)}"
         try:
-            content = self._store.read(_key(name))
+            content = self._store.read(_key(name), limit_bytes=UNIT_BYTES)
         except FileNotFoundError:
             self._require_unfinished()
             raise
-        try:
-            table = pq.read_table(io.BytesIO(content), columns=None if columns is None else list(columns))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataIntegrityError(f"{where} cannot be read ({error}); delete it: then it alone is done anew") from error
+        table = read_table(content, where, "delete it: then it alone is done anew", columns)
         if (table.schema.metadata or {}).get(BOUND_TO) != self._bound.encode():
             raise CheckpointMismatch(f"{where} was found under other conditions than those in {BINDING} beside it; delete it")
         return table
