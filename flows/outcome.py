@@ -16,7 +16,7 @@ from flows.records.registry import Registration
 from flows.records.released import add_decision
 from flows.records.report import build_report, render_markdown, write_report
 from flows.records.tracking import Tracker
-from flows.running.stages import current_session
+from flows.running.stages import CACHED, current_session
 from flows.settings import CONFIGURATION
 from proxyrob.certify.smoothing import CERTIFICATES
 from proxyrob.compare import Comparison, Incomparable
@@ -72,7 +72,7 @@ class Outcome:
     def conclude(self, comparison: dict[str, Comparison | Incomparable], registration: Registration) -> dict[str, Any]:
         """Write the output folder, finish the parent run, show the result in Prefect's UI; the report."""
         submitted = current_session().submitted
-        cached = [label for label, entry in submitted.items() if entry.future.state.name == "Cached"]
+        cached = [label for label, entry in submitted.items() if entry.future.state.name == CACHED]
         seconds = {}
         for label, entry in submitted.items():
             record = entry.stage.record()

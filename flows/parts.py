@@ -19,7 +19,7 @@ from flows.train_robust import require_shares, train_robust, train_smooth
 from proxyrob.config import load_config
 
 
-@flow(name="proxyrob-data", flow_run_name=name_run, task_runner=RUNNER, retries=0)
+@flow(name="proxyrob-data", flow_run_name=name_run, task_runner=RUNNER, retries=0, persist_result=False)
 def make_data(preset: Preset = "digits", changes: Changes = ()) -> dict[str, float]:
     """First part: real images, proxies, samples, labels. Returns the seconds of each stage."""
     with _planned(preset, changes) as plan:
@@ -27,7 +27,7 @@ def make_data(preset: Preset = "digits", changes: Changes = ()) -> dict[str, flo
         return _conclude()
 
 
-@flow(name="proxyrob-train", flow_run_name=name_run, task_runner=RUNNER, retries=0)
+@flow(name="proxyrob-train", flow_run_name=name_run, task_runner=RUNNER, retries=0, persist_result=False)
 def train_models(preset: Preset = "digits", changes: Changes = ()) -> dict[str, float]:
     """Second part: robust training and training for smoothing, of every variant. Returns the seconds of each stage."""
     with _planned(preset, changes) as plan:
@@ -35,7 +35,7 @@ def train_models(preset: Preset = "digits", changes: Changes = ()) -> dict[str, 
         return _conclude()
 
 
-@flow(name="proxyrob-assess", flow_run_name=name_run, task_runner=RUNNER, retries=0)
+@flow(name="proxyrob-assess", flow_run_name=name_run, task_runner=RUNNER, retries=0, persist_result=False)
 def assess_models(preset: Preset = "digits", changes: Changes = ()) -> dict[str, float]:
     """Third part: attacks, sanity checks and certificates, of every variant. Returns the seconds of each stage."""
     with _planned(preset, changes) as plan:

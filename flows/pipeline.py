@@ -23,7 +23,7 @@ from proxyrob.config import load_config
 RUNNER = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=64))
 
 
-@flow(name="proxyrob", flow_run_name=name_run, task_runner=RUNNER, retries=0)
+@flow(name="proxyrob", flow_run_name=name_run, task_runner=RUNNER, retries=0, persist_result=False)
 def run_pipeline(
     preset: Preset = "digits", changes: Changes = (), output: Output = None, weekly_seed: WeeklySeed = False
 ) -> dict[str, Any]:

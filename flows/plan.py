@@ -1,5 +1,6 @@
 """Which stages there are, and the digest of each: known from the configuration alone, before any work."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -31,6 +32,7 @@ from proxyrob.threat import Threat
 Variant = Literal["real-only", "mixed"]
 
 FOLDER_DIGITS = 16
+DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,16 @@ def derive_stage(
     }
     digest = digest_of({"stage": kind, **configuration})
     return Stage(kind, digest, (folder or store / kind) / digest[:FOLDER_DIGITS], configuration)
+
+
+def stage_folder(store: Path, kind: str, digest: str) -> Path:
+    """Where a stage lies that somebody names: a record, a tag on a server.
+
+    Raises ``ValueError`` for what is no digest, and might lead anywhere as a part of a path.
+    """
+    if DIGEST.fullmatch(digest) is None:
+        raise ValueError(f"expected the digest of a stage {kind!r}, 64 hexadecimal digits, got {digest!r}; it was altered")
+    return store / kind / digest[:FOLDER_DIGITS]
 
 
 def source_stage(config: PipelineConfig, store: Path) -> Stage:

@@ -48,7 +48,7 @@ def _name_run() -> str:
     return f"{flow_run.parameters.get('model', '')} champion"
 
 
-@flow(name="proxyrob-nightly", flow_run_name=_name_run, task_runner=RUNNER, retries=0)
+@flow(name="proxyrob-nightly", flow_run_name=_name_run, task_runner=RUNNER, retries=0, persist_result=False)
 def reevaluate_champion(
     model: Model = "digits-linf", restarts: Restarts = 2, pgd_steps: PgdSteps = 100, seed: Seed = None
 ) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def reevaluate_champion(
         return judge(tracker, champion, plan, stages, first, f"{restarts} × AutoAttack, PGD-{pgd_steps}")
 
 
-@task(name="judge the champion", task_run_name="judge the champion")
+@task(name="judge the champion", task_run_name="judge the champion", persist_result=False)
 def judge(tracker: Tracker, champion: Champion, plan: Plan, stages: list[Stage], seed: int, budget: str) -> dict[str, Any]:
     """Compare with what the champion was registered with, record it on the version, and act on it."""
     gate = plan.config.gate

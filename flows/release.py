@@ -73,7 +73,7 @@ def compare_variants(plan: Plan) -> dict[str, Comparison | Incomparable]:
     }
 
 
-@task(name="register and promote", task_run_name="register and promote")
+@task(name="register and promote", task_run_name="register and promote", persist_result=False)
 def release(plan: Plan, tracker: Tracker, run_id: str) -> Registration:
     """Register the exported model and promote it if the gate says PASS."""
     registration = register_model(plan, tracker, run_id)

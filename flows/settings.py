@@ -165,7 +165,7 @@ def _is_address(text: str, schemes: tuple[str, ...]) -> bool:
 def prepare_environment(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
     """Set what Prefect and MLflow read when they are imported, unless the user has set it: call this before.
 
-    Nothing phones home; Prefect's embedded files lie below our own folder; results are JSON, never pickles. Raises
+    Nothing phones home; Prefect's embedded files lie below our own folder. Raises
     ``PermissionError`` or ``NotADirectoryError`` when the home cannot be written.
     """
     defaults = {
@@ -173,8 +173,6 @@ def prepare_environment(settings: Settings, environment: MutableMapping[str, str
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PREFECT_HOME": str(settings.home.absolute() / "prefect"),
-        "PREFECT_LOCAL_STORAGE_PATH": str(settings.store),
-        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "MLFLOW_TRACKING_URI": settings.resolved_tracking_uri,

@@ -1,5 +1,6 @@
 """Models that are none of ours, as somebody's module would offer them: functions without arguments, and an ONNX file."""
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from proxyrob.models import adopt_model, identify_model
+from proxyrob.storage import Stage
 from tests.toys import Linear, random_linear
 
 
@@ -121,3 +124,11 @@ def write_onnx_file(path: Path, *, batch: int | str = "batch") -> Path:
     proto.ir_version = 10
     onnx.save(proto, path)
     return path
+
+
+def adopted(make_stage: Callable[..., Stage], reference: str, published_as: str | None = None) -> Stage:
+    """A model of anybody's, kept as ``proxyrob evaluate`` keeps it."""
+    identity = identify_model(reference, published_as)
+    stage = make_stage("given", model=identity.about())
+    adopt_model(identity, stage=stage)
+    return stage

@@ -9,7 +9,7 @@ from typing import Any
 from flows.console import choose_variant, console, find_run, plan_of, print_figures
 from flows.measure.images import dataset_of
 from flows.measure.subject import Subject, input_of, stage_in
-from flows.plan import FOLDER_DIGITS
+from flows.plan import stage_folder
 from flows.records.metrics import certification_metrics, evaluation_metrics
 from flows.records.report import count_checks
 from flows.records.tracking import Tracker
@@ -19,7 +19,7 @@ from proxyrob.certify.smoothing import CERTIFICATES
 from proxyrob.config import BlackBoxConfig, CertifyConfig, EvaluateConfig, flatten
 from proxyrob.evaluate import GATE, BlackBoxReport, EvaluationReport, SanityReport, read_verdicts
 from proxyrob.evaluate.verdicts import VERDICTS
-from proxyrob.export import MEASUREMENT, MEASUREMENT_CARD, Measurement, require_own_folder, write_measurement
+from proxyrob.export import MEASUREMENT, MEASUREMENT_CARD, Measurement, read_measurement, require_own_folder, write_measurement
 from proxyrob.figures.pictures import draw_accuracies, draw_certified_curves
 from proxyrob.source import source_report
 from proxyrob.storage import Stage
@@ -62,8 +62,8 @@ def find_evaluation(reference: str, variant: str | None, settings: Settings) -> 
         plan = plan_of(find_run(reference))
         chosen = choose_variant(plan, variant)
         return FoundEvaluation(f"{plan.run_name} · {chosen}", plan.variants[chosen].evaluate, plan.source, is_of_run=True)
-    measurement = Measurement.model_validate_json(path.read_bytes())
-    evaluation = stage_in(settings.store / "evaluate" / measurement.digests["measurement"][:FOLDER_DIGITS], "evaluate")
+    measurement = read_measurement(path)
+    evaluation = stage_in(stage_folder(settings.store, "evaluate", measurement.digests["measurement"]), "evaluate")
     source = input_of(evaluation, "images") or input_of(evaluation, "source")
     if source is None:
         raise ValueError(f"the images that {evaluation.folder} was made on are gone; evaluate again")

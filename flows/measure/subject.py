@@ -8,11 +8,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from flows.console import choose_variant, find_run, plan_of
-from flows.plan import FOLDER_DIGITS, derive_stage
+from flows.plan import derive_stage, stage_folder
 from flows.settings import CONFIGURATION, Settings
 from proxyrob.config import CertifyConfig, EvaluateConfig
-from proxyrob.models import MODEL_FILES, GivenReport, adopt_model, identify_model
+from proxyrob.models import GIVEN, MODEL_FILES, GivenReport, adopt_model, identify_model
 from proxyrob.storage import Stage
+from proxyrob.storage.bounded import first_fault, read_small
 from proxyrob.storage.stage import RECORD, StageRecord
 from proxyrob.threat import Threat, parse_threat
 
@@ -73,11 +74,17 @@ def stage_in(folder: Path, kind: str) -> Stage:
     Raises ``ValueError`` when there is none, or one of another kind.
     """
     try:
-        record = StageRecord.model_validate_json((folder / RECORD).read_bytes())
+        record = StageRecord.model_validate_json(read_small(folder / RECORD))
     except (OSError, ValidationError) as error:
-        raise ValueError(f"{folder} holds no finished stage: {error}") from error
+        reason = first_fault(error) if isinstance(error, ValidationError) else error
+        raise ValueError(f"{folder} holds no finished stage: {reason}") from error
     if record.stage != kind:
         raise ValueError(f"{folder} holds a stage {record.stage!r}, expected {kind!r}")
+    match record.configuration.get("inputs"):
+        case list(inputs) if all(isinstance(given, list) and [str, str] == [type(part) for part in given] for given in inputs):
+            pass
+        case _:
+            raise ValueError(f"{folder / RECORD} does not say what the stage was made of; it was altered")
     return Stage(record.stage, record.digest, folder.absolute(), record.configuration)
 
 
@@ -85,8 +92,7 @@ def input_of(stage: Stage, kind: str) -> Stage | None:
     """The first input of a stage that is of this kind, where it lies whole in the same store."""
     store = stage.folder.parent.parent
     for name, digest in stage.configuration["inputs"]:
-        folder = store / name / digest[:FOLDER_DIGITS]
-        if name == kind and (folder / RECORD).is_file():
+        if name == kind and ((folder := stage_folder(store, kind, digest)) / RECORD).is_file():
             found = stage_in(folder, kind)
             return found if found.digest == digest and found.is_whole() else None
     return None
@@ -120,15 +126,18 @@ def _of_training(folder: Path) -> Subject:
     stage = stage_in(folder, "train")
     about = stage.configuration
     smoothing: dict[str, Any] | None = about.get("SmoothTrainConfig")
-    return Subject(
-        title=f"training {stage.digest[:8]}",
-        note=f"The classifier that the training {stage.digest[:8]} ended with.",
-        model=stage,
-        source=input_of(stage, "source"),
-        threat=parse_threat(about["threat"]) if "threat" in about else None,
-        sigma=None if smoothing is None else smoothing["values"]["objective"]["values"]["sigma"],
-        seed=about["seed"],
-    )
+    try:
+        return Subject(
+            title=f"training {stage.digest[:8]}",
+            note=f"The classifier that the training {stage.digest[:8]} ended with.",
+            model=stage,
+            source=input_of(stage, "source"),
+            threat=parse_threat(about["threat"]) if "threat" in about else None,
+            sigma=None if smoothing is None else smoothing["values"]["objective"]["values"]["sigma"],
+            seed=about["seed"],
+        )
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"{folder / RECORD} does not say how the model was trained ({error!r}); it was altered") from error
 
 
 def _of_registry(name: str, settings: Settings) -> Subject:
@@ -137,7 +146,7 @@ def _of_registry(name: str, settings: Settings) -> Subject:
 
     uri = Tracker(settings).uri
     version = describe_version(uri, name)
-    exported = settings.store / "export" / version.digest[:FOLDER_DIGITS]
+    exported = stage_folder(settings.store, "export", version.digest)
     if (exported / RECORD).is_file():
         stage = stage_in(exported, "export")
         trained = input_of(stage, "train") if stage.digest == version.digest else None
@@ -151,7 +160,7 @@ def _of_registry(name: str, settings: Settings) -> Subject:
                 threat=parse_threat(version.threat_model),
                 seed=stage.configuration["seed"],
             )
-    file = pull_model(uri, f"{version.name}/{version.number}", settings.store / "pulled" / version.digest[:FOLDER_DIGITS])
+    file = pull_model(uri, f"{version.name}/{version.number}", stage_folder(settings.store, "pulled", version.digest))
     found = _of_anybody(str(file), None, settings)
     return Subject(
         title=version.title,
@@ -165,8 +174,7 @@ def _of_registry(name: str, settings: Settings) -> Subject:
 
 def _of_anybody(reference: str, published_as: str | None, settings: Settings) -> Subject:
     identity = identify_model(reference, published_as)
-    about = {key: value for key, value in identity.model_dump().items() if key != "reference" or identity.kind == "function"}
-    stage = derive_stage(settings.store, 0, "given", (), model=about)
+    stage = derive_stage(settings.store, 0, GIVEN, (), model=identity.about())
     adopted: GivenReport = adopt_model(identity, stage=stage)
     name = reference if identity.kind == "function" else Path(reference).name
     origin = {

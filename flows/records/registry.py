@@ -1,6 +1,5 @@
 """The one module that writes to MLflow's model registry."""
 
-import json
 import logging
 import tempfile
 from dataclasses import dataclass
@@ -9,8 +8,6 @@ from pathlib import Path
 import mlflow
 import mlflow.onnx as onnx_flavor
 import numpy as np
-import onnx
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
@@ -21,16 +18,18 @@ from mlflow.types import Schema, TensorSpec
 from flows.plan import Plan, model_name
 from flows.records.champions import ChangeName, claim_decision, find_champion
 from flows.records.notes import VersionRow, describe_model, summarise_card
-from flows.records.released import GATE_TAG, read_decision
+from flows.records.released import GATE_TAG, OTHER_RECORD, read_decision
 from flows.records.tracking import DIGEST_TAG, Tracker
 from proxyrob.compare import Comparison, GateDecision, compare_verdicts, decide_promotion
 from proxyrob.compare.tables import Verdicts
 from proxyrob.evaluate import SanityReport, VerdictHeader, read_verdicts
 from proxyrob.evaluate.verdicts import VERDICTS
 from proxyrob.export import CARD, CARD_JSON, MODEL, ExportReport, ModelCard
+from proxyrob.models import read_onnx
 from proxyrob.source import read_split
 from proxyrob.storage import Report
-from proxyrob.storage.files import read_header
+from proxyrob.storage.bounded import parse_json, read_small
+from proxyrob.storage.files import read_frame, read_header
 from proxyrob.types import as_images
 
 CHALLENGER = "challenger"
@@ -233,7 +232,7 @@ def _log_model(plan: Plan, tracker: Tracker, run_id: str) -> LoggedModel:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             onnx_flavor.save_model(
-                onnx.load(plan.export.verified(MODEL)),
+                read_onnx(plan.export.verified(MODEL)),
                 str(folder),
                 mlflow_model=Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id),
                 signature=signature,
@@ -252,7 +251,8 @@ def _log_model(plan: Plan, tracker: Tracker, run_id: str) -> LoggedModel:
 
 
 def _card(plan: Plan) -> ModelCard:
-    content = json.loads(plan.export.verified(CARD_JSON).read_text())
+    path = plan.export.verified(CARD_JSON)
+    content = parse_json(read_small(path), str(path), plan.export.remedy)
     return ModelCard.model_validate({key: value for key, value in content.items() if key in ModelCard.model_fields})
 
 
@@ -301,7 +301,7 @@ def _download_verdicts(tracker: Tracker, version: ModelVersion) -> Verdicts:
     assert version.run_id is not None
     with tempfile.TemporaryDirectory() as folder:
         path = tracker.download(version.run_id, f"tables/{VERDICTS}", Path(folder))
-        return pd.read_parquet(path), VerdictHeader.model_validate(read_header(path))
+        return read_frame(path, OTHER_RECORD), read_header(path, VerdictHeader, OTHER_RECORD)
 
 
 def _aliases(client: MlflowClient, name: str, number: int) -> tuple[str, ...]:

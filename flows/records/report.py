@@ -1,6 +1,5 @@
 """``report.json``: what a run measured, in one file, and the table a person reads."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from proxyrob.compare import Comparison, Incomparable
 from proxyrob.config.proxy import weighted_parts
 from proxyrob.evaluate import FEW_CLASSES, GATE, STANDARD, EvaluationReport, SanityReport
 from proxyrob.source import source_report
+from proxyrob.storage.bounded import parse_json, read_small
 from proxyrob.storage.files import write_json
 
 REPORT = "report.json"
+REMEDY = "run again: what is finished is not computed again"
 ENSEMBLES = {STANDARD: "AutoAttack", FEW_CLASSES: "few-class AA", GATE: "gate search"}
 """What the table calls them, which has 14 columns for that."""
 MEASURED = {
@@ -78,12 +79,15 @@ def write_report(folder: Path, report: dict[str, Any]) -> Path:
 def read_report(folder: Path) -> dict[str, Any]:
     """Read the report of a run's output folder.
 
-    Raises ``ValueError`` when there is none.
+    Raises ``ValueError`` when there is none, or it cannot be read.
     """
     path = folder / REPORT
     if not path.is_file():
         raise ValueError(f"{folder} holds no {REPORT}; give the output folder of a finished run")
-    return json.loads(path.read_text())
+    report = parse_json(read_small(path), str(path), REMEDY)
+    if not isinstance(report, dict):
+        raise ValueError(f"{path} is no report; {REMEDY}")  # noqa: TRY004  (the content of a file is wrong)
+    return report
 
 
 def render_report(report: dict[str, Any]) -> Group:

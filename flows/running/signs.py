@@ -1,6 +1,5 @@
 """What a stage and the workers that share it, on any machine, tell each other by files in a folder that all of them see."""
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 
-from proxyrob.storage.files import write_bytes, write_json
+from proxyrob.storage import Report
+from proxyrob.storage.bounded import read_small
+from proxyrob.storage.files import write_bytes
 
 SHARED_BY = ".parts"
 WANTED = "wanted"
@@ -23,8 +24,7 @@ TELL_S = 1.0
 """How often a worker writes down how far it is."""
 
 
-@dataclass(frozen=True)
-class News:
+class News(Report):
     """How far a worker is, as ``OnProgress`` was told."""
 
     done: int
@@ -67,7 +67,7 @@ class Call:
         heard = {}
         for path in self.folder.glob("*.json"):
             with suppress(FileNotFoundError):
-                heard[int(path.stem)] = News(**json.loads(path.read_bytes()))
+                heard[int(path.stem)] = News.model_validate_json(read_small(path))
         return heard
 
 
@@ -90,7 +90,10 @@ class Answer:
         self._told_at = time.monotonic()
         with suppress(FileNotFoundError):  # the call has ended, and its folder is gone
             if self.folder.is_dir():
-                write_json(self.folder / f"{self.number}.json", vars(News(done, total, figures)))
+                write_bytes(
+                    self.folder / f"{self.number}.json",
+                    News(done=done, total=total, figures=figures).model_dump_json().encode(),
+                )
 
     def is_wanted(self) -> bool:
         """Whether the stage still waits for this worker."""

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 from uuid import UUID
 
 from filelock import FileLock
 from prefect import Task, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, wait
+from prefect.states import Completed
 
 from flows.running.attempts import begin_attempt
 from flows.running.cluster import enter_crew
@@ -31,6 +31,9 @@ from flows.settings import Settings
 from proxyrob.device import require_devices, resolve_device
 from proxyrob.errors import SourceUnavailable
 from proxyrob.storage import Report, Stage
+
+CACHED = "Cached"
+"""The state of a stage that was done before; as Prefect calls it."""
 
 UI_INTERVAL_S = 2.0
 SHOWN_FIGURES = 2
@@ -148,19 +151,8 @@ def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
     return False
 
 
-@dataclass
-class ByStage(CachePolicy):
-    """The stage's digest is the cache key."""
-
-    def compute_key(self, task_ctx: Any, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any) -> str | None:
-        stage: Stage = inputs["stage"]
-        return f"{stage.name}/{stage.folder.name}/result.json"
-
-
 @task(
-    cache_policy=ByStage(),
-    persist_result=True,
-    result_serializer="json",
+    persist_result=False,
     retries=2,
     retry_delay_seconds=[2.0, 10.0],
     retry_jitter_factor=0.3,
@@ -175,8 +167,14 @@ def run_stage(
     on_figures: OnFigures | None,
     stoppable: bool,
     sharded: bool,
-) -> Report:
-    """Call one library function for one stage and return its report."""
+) -> Any:
+    """Call one library function for one stage and return its report; that of a finished stage is read from its record.
+
+    Prefect is given nothing to keep: a file of its results says itself how it is to be read, as a pickle if it likes, and as
+    JSON still names any function to call.
+    """
+    if (report := stage.finished(get_type_hints(function)["return"])) is not None:
+        return Completed(name=CACHED, data=report)
     session = current_session()
     stage.folder.mkdir(parents=True, exist_ok=True)
     if sharded and session.crew is not None:
@@ -222,16 +220,14 @@ def submit_stage(
     ``on_figures`` is told the figures of the stage's progress while it runs, with the number of steps done. A ``stoppable``
     function takes ``should_stop``, and stops in order when the run does. A ``sharded`` one may be called by several workers for
     the same stage at once, and is, where the session has a crew.
-    A result whose files are gone counts as not cached. Raises ``CheckpointMismatch`` or ``DataIntegrityError`` when the
-    stage's folder holds something else.
+    A stage whose files are gone is done again. Raises ``CheckpointMismatch`` or ``DataIntegrityError`` when the stage's
+    folder holds something else.
     """
     session = current_session()
     session.display.expect(label)
     if stage.record() is not None and not stage.is_whole():
         stage.forget()  # else workers that share it would take it for finished as soon as what is gone is there again
-    configured = run_stage.with_options(
-        name=label, task_run_name=label, refresh_cache=not stage.is_whole(), result_storage=session.settings.store
-    )
+    configured = run_stage.with_options(name=label, task_run_name=label)
     future = configured.submit(
         stage=stage,
         label=label,
@@ -255,7 +251,7 @@ def submit_stage(
             return
         record = stage.record() if done.state.is_completed() else None
         if record is not None:
-            display.finished(label, record.elapsed_s, cached=done.state.name == "Cached")
+            display.finished(label, record.elapsed_s, cached=done.state.name == CACHED)
         else:
             display.failed(label, "failed" if done.state.is_failed() else "not started")
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flows.settings import Settings
 from flows.stack.processes import MARK, Recorded, end_processes, find_marked, kill_processes
 from flows.stack.services import POOLS, Command, describe_service, without_server_secrets
+from proxyrob.storage.bounded import read_small
 from proxyrob.storage.files import write_bytes
 
 SERVERS = ("prefect", "mlflow")
@@ -79,7 +80,7 @@ def read_state(settings: Settings) -> State | None:
     """
     path = settings.stack / STATE
     try:
-        return State.model_validate_json(path.read_bytes())
+        return State.model_validate_json(read_small(path))
     except FileNotFoundError:
         return None
     except ValidationError as error:

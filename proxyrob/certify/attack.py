@@ -19,7 +19,7 @@ from proxyrob.models import FoldedCopy, hash_inputs, load_model
 from proxyrob.rng import Streams
 from proxyrob.source import read_rows, read_split, source_report
 from proxyrob.storage import DataPlace, Report, Stage
-from proxyrob.storage.files import read_header, write_table
+from proxyrob.storage.files import read_frame, read_header, write_table
 from proxyrob.storage.shared import SharedTables, finish_once
 from proxyrob.threat import Threat
 from proxyrob.train.smoothing import Smoothed, draw_noise
@@ -175,4 +175,4 @@ def predict(votes: Int64[np.ndarray, " k"], alpha: float) -> int | None:
 def read_attacks(stage: Stage) -> tuple[pd.DataFrame, SmoothAttackHeader]:
     """A finished table of attacked images and the conditions it was made under, hash checked."""
     path = stage.verified(ATTACKED)
-    return pd.read_parquet(path), SmoothAttackHeader.model_validate(read_header(path))
+    return read_frame(path, stage.remedy), read_header(path, SmoothAttackHeader, stage.remedy)

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from proxyrob.config.certify import CertifyConfig
 from proxyrob.intervals import Measured, measure_mean, measure_share
 from proxyrob.storage import Report, Stage
-from proxyrob.storage.files import read_header
+from proxyrob.storage.files import read_frame, read_header
 
 CERTIFICATES = "certificates.parquet"
 
@@ -87,7 +87,7 @@ def certified_rows(table: pd.DataFrame, radius: float) -> Bool[np.ndarray, " n"]
 def read_certificates(stage: Stage) -> tuple[pd.DataFrame, CertificateHeader]:
     """A finished table of certificates and the conditions it was made under, hash checked."""
     path: Path = stage.verified(CERTIFICATES)
-    return pd.read_parquet(path), CertificateHeader.model_validate(read_header(path))
+    return read_frame(path, stage.remedy), read_header(path, CertificateHeader, stage.remedy)
 
 
 def to_smoothing_tsv(table: pd.DataFrame) -> str:

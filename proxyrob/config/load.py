@@ -12,6 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from proxyrob.config.pipeline import PipelineConfig
 
+MOST_BYTES, MOST_VALUES = 256 << 10, 20_000
+"""Of a file that somebody calls a configuration; the longest preset has 150 values."""
+
 
 def preset_names() -> tuple[str, ...]:
     """The presets that ship with the library."""
@@ -100,13 +103,16 @@ def _read(name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
         path = Path(name)
         if not path.is_file():
             raise ValueError(f"there is no file {name}; give a preset ({', '.join(preset_names())}) or the path of a YAML file")
+        if (size_bytes := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"{name} has {size_bytes} bytes, a configuration at most {MOST_BYTES}; give the right file")
         text = path.read_text()
     else:
         text = preset_text(name)
     try:
         tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{name} is not valid YAML: {error}") from error
+    _require_few(tree, name)
     if not isinstance(tree, dict):
         raise ValueError(  # noqa: TRY004  (the content of a file is wrong, not the type of an argument)
             f"{name}: expected keys and values, got {type(tree).__name__}"
@@ -118,6 +124,20 @@ def _read(name: str, chain: tuple[str, ...] = ()) -> dict[str, Any]:
     if extended.endswith((".yaml", ".yml")):
         extended = str(Path(name).parent / extended)  # a file names its neighbours, wherever the program is started
     return _merge(_validate(_read(extended, (*chain, name))).dump(), tree)
+
+
+def _require_few(tree: Any, name: str) -> None:
+    """Raise ``ValueError`` when a tree has more values than any configuration: an alias in a list of aliases, ten levels deep,
+    makes a page of YAML billions of values long."""
+    waiting, count = [tree], 0
+    while waiting:
+        value = waiting.pop()
+        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        count += 1
+        if count + len(waiting) > MOST_VALUES:
+            raise ValueError(
+                f"{name} has more than {MOST_VALUES} values, counting what its aliases (*) stand for; leave them out"
+            )
 
 
 def _merge(base: Any, change: Any) -> Any:

@@ -28,7 +28,7 @@ class ResnetModel(Config):
 
     kind: Literal["resnet"] = "resnet"
     widths: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4)] = (16, 32, 64)
-    blocks_per_stage: Count = 1
+    blocks_per_stage: Annotated[int, Field(gt=0, le=1000)] = 1
 
 
 class StandardResnetModel(Config):
@@ -55,9 +55,13 @@ class PreactResnetModel(Config):
     variant: Literal["standard", "deepmind"] = "standard"
 
 
+DEEPEST = 6004
+"""A thousand blocks in each stage. A file that says what network its weights are of is not believed to mean more."""
+
+
 def _whole_blocks(depth: int) -> int:
-    if depth < 10 or (depth - 4) % 6:
-        raise ValueError(f"expected 10, 16, 22, 28, 34, … (4, and 6 for each block of a stage), got {depth}")
+    if not 10 <= depth <= DEEPEST or (depth - 4) % 6:
+        raise ValueError(f"expected 10, 16, 22, 28, 34, … (4, and 6 for each block of a stage; at most {DEEPEST}), got {depth}")
     return depth
 
 

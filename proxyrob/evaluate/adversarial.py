@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,14 @@ from proxyrob.attacks import Attacked
 from proxyrob.device import eval_mode
 from proxyrob.errors import DataIntegrityError
 from proxyrob.storage import Report
+from proxyrob.storage.bounded import open_table, read_table
 from proxyrob.storage.files import HEADER, read_header, written_whole
 from proxyrob.threat import Threat
 
 ADVERSARIAL = "adversarial.parquet"
 PIXELS = "pixels"
+COLUMNS = ("index", "label", "attack", PIXELS)
+REMEDY = "attack again"
 ENCODING: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": False,
@@ -97,9 +101,18 @@ def tabulate_unit(
 
 
 def read_unit(unit: pa.Table, attack: str, labels: Int64[np.ndarray, " n"], image_shape: tuple[int, ...]) -> AdversarialImages:
-    """The adversarial images of a unit; ``labels`` are those of the whole split."""
+    """The adversarial images of a unit; ``labels`` are those of the whole split.
+
+    Raises ``DataIntegrityError`` when it has not one for each row that was broken.
+    """
     indices = unit["index"].to_numpy()[unit["broken"].to_numpy()]
-    return AdversarialImages(attack, indices, labels[indices], as_tensor(unit[PIXELS], image_shape))
+    images = as_tensor(unit[PIXELS], image_shape)
+    if len(images) != len(indices):
+        raise DataIntegrityError(
+            f"a unit of {attack} has {len(images)} adversarial images for {len(indices)} broken ones; delete the units and run "
+            "again"
+        )
+    return AdversarialImages(attack, indices, labels[indices], images)
 
 
 def _written_and_read(images: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
@@ -116,8 +129,13 @@ def as_column(images: Float[Tensor, "m c h w"], rows: Bool[np.ndarray, " n"]) ->
 
 
 def as_tensor(column: pa.ChunkedArray, image_shape: tuple[int, ...]) -> Float[Tensor, "m c h w"]:
-    """The images of a column, without its nulls."""
+    """The images of a column, without its nulls.
+
+    Raises ``DataIntegrityError`` when they have another shape.
+    """
     values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if min(image_shape) < 1 or len(values) % math.prod(image_shape):
+        raise DataIntegrityError(f"{len(values)} pixels are not those of images of shape {image_shape}; attack again")
     return torch.from_numpy(np.array(values, dtype=np.float32)).view(-1, *image_shape)
 
 
@@ -138,8 +156,9 @@ def write_adversarial(path: Path, parts: Iterable[AdversarialImages], header: Ad
 
     Columns ``index, label, attack, pixels`` (float32 in [0,1], channels first).
     """
+    kinds = (pa.int64(), pa.int64(), pa.string(), pa.list_(pa.float32()))
     schema = pa.schema(
-        {"index": pa.int64(), "label": pa.int64(), "attack": pa.string(), PIXELS: pa.list_(pa.float32())},
+        dict(zip(COLUMNS, kinds, strict=True)),
         metadata={HEADER: json.dumps(header.model_dump(mode="json"), sort_keys=True)},
     )
     with written_whole(path) as temporary, pq.ParquetWriter(temporary, schema, **ENCODING) as writer:
@@ -151,19 +170,26 @@ def write_adversarial(path: Path, parts: Iterable[AdversarialImages], header: Ad
 
 
 def read_adversarial(path: Path) -> Iterator[AdversarialImages]:
-    """The adversarial images of a file, part by part."""
-    image_shape = read_adversarial_header(path).image_shape
-    with pq.ParquetFile(path) as file:
-        for number in range(file.num_row_groups):
-            table = file.read_row_group(number)
-            yield AdversarialImages(
-                attack=table["attack"][0].as_py(),
-                indices=table["index"].to_numpy().copy(),
-                labels=table["label"].to_numpy().copy(),
-                images=as_tensor(table[PIXELS], image_shape),
-            )
+    """The adversarial images of a file, part by part.
+
+    Raises ``DataIntegrityError`` when it cannot be read or has not one image in each row.
+    """
+    where, image_shape = str(path), read_adversarial_header(path).image_shape
+    with open_table(path, where, REMEDY) as file:
+        num_parts = file.num_row_groups
+    for number in range(num_parts):
+        table = read_table(path, where, REMEDY, COLUMNS, number)
+        images = as_tensor(table[PIXELS], image_shape)
+        if len(images) != len(table) or not len(table):
+            raise DataIntegrityError(f"{path} has {len(images)} images in {len(table)} rows; {REMEDY}")
+        yield AdversarialImages(
+            attack=table["attack"][0].as_py(),
+            indices=table["index"].to_numpy().copy(),
+            labels=table["label"].to_numpy().copy(),
+            images=images,
+        )
 
 
 def read_adversarial_header(path: Path) -> AdversarialHeader:
     """The conditions that a file of adversarial images was made under."""
-    return AdversarialHeader.model_validate(read_header(path))
+    return read_header(path, AdversarialHeader, REMEDY)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from proxyrob.attacks import Attacked, attack_pgd
 from proxyrob.config.evaluate import EvaluateConfig
 from proxyrob.device import eval_mode
+from proxyrob.errors import DataIntegrityError
 from proxyrob.evaluate.adversarial import ENCODING, AdversarialImages, read_unit, tabulate_unit
 from proxyrob.evaluate.binding import describe_inputs
 from proxyrob.rng import Streams
@@ -70,7 +71,14 @@ class PgdRun:
             return tabulate_unit(model, rows, images[chosen], labels[chosen], Attacked(attacked, fooled), threat, self.name)
 
         self._work.tabulate(list(self._units), attack_unit)
-        self.broken = np.concatenate([self._work.read(name, ["broken"])["broken"].to_numpy() for name in self._units])
+        self.broken = np.concatenate([self._read_broken(name) for name in self._units])
+
+    def _read_broken(self, name: str) -> Bool[np.ndarray, " b"]:
+        """Raises ``DataIntegrityError`` unless a unit has a verdict on each of its images."""
+        table = self._work.read(name, ["index", "broken"])
+        if not np.array_equal(table["index"].to_numpy(), self._units[name]):
+            raise DataIntegrityError(f"unit {name} of {self.name} has verdicts on other images; delete the units and run again")
+        return table["broken"].to_numpy()
 
     def adversarial_images(self) -> Iterator[AdversarialImages]:
         """Every adversarial image, unit by unit."""

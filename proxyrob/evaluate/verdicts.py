@@ -24,7 +24,7 @@ from proxyrob.models import load_model
 from proxyrob.rng import Streams
 from proxyrob.source import read_rows, read_split, source_report
 from proxyrob.storage import DataPlace, Report, Stage
-from proxyrob.storage.files import read_header, write_table
+from proxyrob.storage.files import read_frame, read_header, write_table
 from proxyrob.storage.shared import finish_once
 from proxyrob.threat import Threat
 from proxyrob.types import OnProgress, no_progress
@@ -237,7 +237,7 @@ def summarise(
 def read_verdicts(stage: Stage) -> tuple[pd.DataFrame, VerdictHeader]:
     """A finished verdict table and the conditions it was made under, hash checked."""
     path: Path = stage.verified(VERDICTS)
-    return pd.read_parquet(path), VerdictHeader.model_validate(read_header(path))
+    return read_frame(path, stage.remedy), read_header(path, VerdictHeader, stage.remedy)
 
 
 def _adversarial_images(table: pd.DataFrame, run: AttackRun, pgd: PgdRun) -> Iterator[AdversarialImages]:

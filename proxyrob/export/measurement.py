@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from proxyrob.errors import DataIntegrityError
 from proxyrob.evaluate import SanityReport
 from proxyrob.intervals import Measured
 from proxyrob.storage import Report
+from proxyrob.storage.bounded import first_fault, read_small
 from proxyrob.storage.files import write_bytes, write_json
 
 MEASUREMENT, MEASUREMENT_CARD = "measurement.json", "card.md"
@@ -34,6 +38,20 @@ def write_measurement(folder: Path, measurement: Measurement) -> None:
     write_json(folder / MEASUREMENT, measurement.model_dump(mode="json"))
 
 
+def read_measurement(path: Path) -> Measurement:
+    """The card for programs.
+
+    Raises ``DataIntegrityError`` when the file is none, or does not say which measurement it is of.
+    """
+    try:
+        measurement = Measurement.model_validate_json(read_small(path))
+    except ValidationError as error:
+        raise DataIntegrityError(f"{path} describes no measurement ({first_fault(error)}); measure again") from error
+    if "measurement" not in measurement.digests:
+        raise DataIntegrityError(f"{path} does not say which measurement it is of; measure again")
+    return measurement
+
+
 def require_own_folder(folder: Path, digest: str) -> None:
     """Raise ``ValueError`` when a folder holds anything but earlier results of the same measurement."""
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -41,7 +59,7 @@ def require_own_folder(folder: Path, digest: str) -> None:
     path = folder / MEASUREMENT
     if not path.is_file():
         raise ValueError(f"{folder} holds other files; give an empty folder, or one that is not there yet")
-    there = Measurement.model_validate_json(path.read_bytes())
+    there = read_measurement(path)
     if there.digests["measurement"] != digest:
         raise ValueError(
             f"{folder} holds the results of another measurement ({there.model}, {there.images}); nothing was overwritten: give "

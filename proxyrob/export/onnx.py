@@ -1,6 +1,5 @@
 """A trained classifier as ONNX: normalisation inside, batch dynamic, and what was measured in its metadata."""
 
-import json
 import logging
 import time
 import warnings
@@ -10,16 +9,18 @@ from pathlib import Path
 
 import onnx
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from proxyrob.errors import DataIntegrityError, ParityError
 from proxyrob.evaluate import STANDARD_ATTACKS, EvaluationReport, read_verdicts
 from proxyrob.export.card import ModelCard, write_card
 from proxyrob.export.parity import ParityReport, prove_parity
-from proxyrob.models import ClassifierCard, load_classifier
+from proxyrob.models import ClassifierCard, load_classifier, read_onnx
 from proxyrob.rng import Streams
 from proxyrob.source import read_split, source_report
 from proxyrob.storage import Report, Stage
+from proxyrob.storage.bounded import first_fault
 from proxyrob.storage.files import sha256_of, write_bytes
 from proxyrob.threat import parse_threat
 from proxyrob.train import TrainReport
@@ -158,7 +159,7 @@ def _make_card(
 
 def read_onnx_metadata(path: Path) -> dict[str, str]:
     """The metadata properties of an exported model; the values are JSON or plain text."""
-    return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    return {entry.key: entry.value for entry in read_onnx(path).metadata_props}
 
 
 def read_card(path: Path) -> ModelCard:
@@ -169,4 +170,9 @@ def read_card(path: Path) -> ModelCard:
     metadata = read_onnx_metadata(path)
     if "proxyrob.card" not in metadata:
         raise ValueError(f"{path} carries no proxyrob card; it was not exported by this program")
-    return ModelCard.model_validate(json.loads(metadata["proxyrob.card"]))
+    try:
+        return ModelCard.model_validate_json(metadata["proxyrob.card"])
+    except ValidationError as error:
+        raise DataIntegrityError(
+            f"{path} carries a card that cannot be read ({first_fault(error)}); export it again"
+        ) from error

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -31,9 +30,6 @@ from proxyrob.storage import DataPlace
 
 REMOTE_READERS = 8  # objects under way at a time
 LOCAL_READERS = 2  # of a folder: the system reads ahead by itself, and every thread keeps memory of its own
-_MAPPING = Lock()
-"""numpy parses a file's head with ``ast``, which before Python 3.11.9 must not be used by two threads at a time: it fails,
-rarely, with «AST constructor recursion depth mismatch»."""
 CONFIDENCES = ("first_confidence", "second_confidence")
 
 
@@ -158,8 +154,7 @@ class SyntheticView:
         chosen = rows.kept.to_numpy() if self._chosen is None else self._chosen[number]
         kept = np.flatnonzero(chosen)
         _read_ahead(shard_file(self.of.images, shard))  # fetched and checked beside others
-        with _MAPPING:
-            images = read_shard(self.of.images, shard, self.image_shape, mapped=True)
+        images = read_shard(self.of.images, shard, self.image_shape, mapped=True)
         labels = rows.label.to_numpy()[kept].astype(np.int32)
         return _Part(_whole_images(images), shard.first_id, kept.astype(np.int32), labels)
 

@@ -11,11 +11,22 @@ from proxyrob.models.classifier import (
     save_classifier,
 )
 from proxyrob.models.folded import FoldedCopy
-from proxyrob.models.given import GivenReport, ModelIdentity, OnnxModel, adopt_model, identify_model, is_given, load_model
+from proxyrob.models.given import (
+    GIVEN,
+    GivenReport,
+    ModelIdentity,
+    OnnxModel,
+    adopt_model,
+    identify_model,
+    is_given,
+    load_model,
+)
 from proxyrob.models.hashing import hash_inputs
+from proxyrob.models.onnx_files import read_onnx, require_whole_onnx
 from proxyrob.models.published import PUBLISHED, load_published, published_card
 
 __all__ = [
+    "GIVEN",
     "MODEL_FILES",
     "PUBLISHED",
     "Classifier",
@@ -35,5 +46,7 @@ __all__ = [
     "load_published",
     "published_card",
     "read_classifier",
+    "read_onnx",
+    "require_whole_onnx",
     "save_classifier",
 ]

@@ -7,6 +7,7 @@ import safetensors
 import safetensors.torch
 import torch
 from jaxtyping import Float, UInt8
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from proxyrob.config.models import (
@@ -28,6 +29,7 @@ from proxyrob.models.residual import (
 )
 from proxyrob.rng import isolated_rng
 from proxyrob.storage import Report, Stage
+from proxyrob.storage.bounded import first_fault, read_small
 from proxyrob.storage.files import write_bytes, write_json
 from proxyrob.types import as_images
 
@@ -119,11 +121,28 @@ def read_classifier(weights: Path, card_file: Path) -> Classifier:
     Raises ``DataIntegrityError`` when they do not fit each other.
     """
     try:
-        classifier = Classifier(ClassifierCard.model_validate_json(card_file.read_bytes()))
+        card = ClassifierCard.model_validate_json(read_small(card_file))
+        _require_fit(card, weights)
+        classifier = Classifier(card)
         classifier.load_state_dict(safetensors.torch.load_file(weights))
     except (ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        raise DataIntegrityError(f"{weights} does not hold the network that {card_file} describes: {error}") from error
+        reason = first_fault(error) if isinstance(error, ValidationError) else error
+        raise DataIntegrityError(f"{weights} does not hold the network that {card_file} describes: {reason}") from error
     return classifier
+
+
+def _require_fit(card: ClassifierCard, weights: Path) -> None:
+    """Compare what a card describes with the header of a file of weights, before memory is taken for either.
+
+    Raises ``ValueError`` naming a parameter.
+    """
+    with torch.device("meta"):
+        expected = {name: list(tensor.shape) for name, tensor in Classifier(card).state_dict().items()}
+    with safetensors.safe_open(weights, "pt") as file:
+        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+    for name in {**expected, **found}:
+        if expected.get(name) != found.get(name):
+            raise ValueError(f"{name} has shape {found.get(name)} there, expected {expected.get(name)}")
 
 
 def channel_statistics(stored: UInt8[np.ndarray, "n h w c"]) -> tuple[tuple[float, ...], tuple[float, ...]]:

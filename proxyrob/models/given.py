@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -19,9 +19,14 @@ from torch import Tensor, nn
 from proxyrob.errors import DataIntegrityError
 from proxyrob.models.classifier import MODEL_FILES, Classifier, load_classifier, read_classifier, save_classifier
 from proxyrob.models.hashing import hash_model
+from proxyrob.models.onnx_files import require_whole_onnx
 from proxyrob.models.published import load_published
 from proxyrob.storage import Report, Stage
+from proxyrob.storage.bounded import first_fault, read_small
 from proxyrob.storage.files import sha256_of, write_json
+
+GIVEN = "given"
+"""The name of a stage that keeps such a model: of any other, such as a training, no file makes one."""
 
 ONNX_FILE = "model.onnx"
 CARD_FILE = "given.json"
@@ -38,6 +43,10 @@ class ModelIdentity(Report):
     published_as: str | None
     sha256: str
 
+    def about(self) -> dict[str, Any]:
+        """What decides the digest of its stage: where a file lies is no part of it, what a function is called is."""
+        return {key: value for key, value in self.model_dump().items() if key != "reference" or self.kind == "function"}
+
 
 class GivenReport(Report):
     """A model from elsewhere. Without gradients only black-box attacks can be run on it."""
@@ -51,8 +60,9 @@ class OnnxModel(nn.Module):
 
     def __init__(self, path: Path) -> None:
         """Raises ``DataIntegrityError`` when the file is no ONNX model with one input, for any number of images, and one
-        output."""
+        output, and when it keeps weights in other files."""
         super().__init__()
+        require_whole_onnx(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
@@ -86,7 +96,7 @@ def identify_model(reference: str, published_as: str | None = None) -> ModelIden
     ``reference`` is a folder with ``model.safetensors`` and ``model.json``, or the first of these files; an ``.onnx`` file;
     another file with weights (a published checkpoint, whose name on RobustBench is ``published_as``); or
     ``module:function``, which is imported and called. Raises ``ValueError`` when it is none of these, or the function does
-    not return a module.
+    not return a module, and ``DataIntegrityError`` when an ONNX file cannot be read or is not the whole model.
     """
     path = Path(reference)
     if published_as is not None:
@@ -99,6 +109,7 @@ def identify_model(reference: str, published_as: str | None = None) -> ModelIden
         sha256 = " ".join(sha256_of(_existing(folder / name)) for name in MODEL_FILES)
         return ModelIdentity(kind="ours", reference=str(folder), published_as=None, sha256=sha256)
     if path.suffix == ".onnx":
+        require_whole_onnx(_existing(path))
         return ModelIdentity(kind="onnx", reference=reference, published_as=None, sha256=sha256_of(_existing(path)))
     if path.is_file():
         raise ValueError(
@@ -146,15 +157,18 @@ def adopt_model(identity: ModelIdentity, *, stage: Stage) -> GivenReport:
 def load_model(stage: Stage, device: torch.device | str = "cpu") -> nn.Module:
     """The classifier of a training stage, or the model that was given, in eval mode.
 
-    Raises ``DataIntegrityError`` when a file is missing or altered, or a function returns another model than it did.
+    ``stage`` of a given model has what identifies it in its configuration (``ModelIdentity.about``). Raises
+    ``DataIntegrityError`` when a file is missing or altered, or a function returns another model than it did.
     """
     if not is_given(stage):
         return load_classifier(stage, device)
     path = stage.verified(CARD_FILE)
     try:
-        identity = ModelIdentity.model_validate_json(path.read_bytes())
+        identity = ModelIdentity.model_validate_json(read_small(path))
     except ValidationError as error:
-        raise DataIntegrityError(f"{path} does not describe a model: {error}; {stage.remedy}") from error
+        raise DataIntegrityError(f"{path} does not describe a model ({first_fault(error)}); {stage.remedy}") from error
+    if identity.about() != stage.configuration.get("model"):
+        raise DataIntegrityError(f"{path} describes another model than the one that was given; {stage.remedy}")
     match identity.kind:
         case "ours" | "published":
             return load_classifier(stage, device)
@@ -168,8 +182,7 @@ def load_model(stage: Stage, device: torch.device | str = "cpu") -> nn.Module:
 
 def is_given(stage: Stage) -> bool:
     """Whether a model comes from elsewhere, so that nobody here knows how it was trained."""
-    record = stage.record()
-    return record is not None and CARD_FILE in {entry.name for entry in record.files}
+    return stage.name == GIVEN
 
 
 def call_function(reference: str) -> nn.Module:

@@ -2,8 +2,6 @@
 
 import difflib
 import math
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,12 +9,12 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from proxyrob.config.models import ModelConfig, PreactResnetModel, StandardResnetModel, WideResnetModel
 from proxyrob.errors import DataIntegrityError
 from proxyrob.models.classifier import Classifier, ClassifierCard, build_classifier
+from proxyrob.storage.tensors import read_tensors
 
 _NOT_NORMALISED = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
@@ -137,13 +135,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a file that is no checkpoint torch asks to have its unpickler extended
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
+        content: Any = read_tensors(path)
+    except (DataIntegrityError, safetensors.SafetensorError) as error:
         raise DataIntegrityError(
-            f"{path} cannot be read as tensors and plain values alone ({type(error).__name__}); a pickled model is never "
-            "loaded: save its weights instead, torch.save(model.state_dict(), …)"
+            f"{path} cannot be read as tensors and plain values alone ({error}); a pickled model is never loaded: save its "
+            "weights instead, torch.save(model.state_dict(), …)"
         ) from error
     while isinstance(content, Mapping) and not all(isinstance(value, Tensor) for value in content.values()):
         content = next((content[name] for name in _CONTAINERS if name in content), None)

@@ -1,7 +1,6 @@
 """Published sample sets: imported into shards once, then used like our own."""
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from proxyrob.source import source_report
 from proxyrob.source.fingerprint import fingerprint
 from proxyrob.source.formats import ImageFile, Rows, open_images
 from proxyrob.storage import DataPlace, Report, Stage
+from proxyrob.storage.bounded import parse_json, read_table
 from proxyrob.types import OnProgress, no_progress
 
 SHARD_SIZE = 10_000
@@ -204,7 +204,10 @@ def _claim(place: DataPlace, origin: dict[str, Any]) -> None:
     store = place.open()
     if store.write(ORIGIN, (json.dumps(origin, indent=1) + "\n").encode()):
         return
-    found = json.loads(store.read(ORIGIN))
+    where = f"{place.uri}/{ORIGIN}"
+    found = parse_json(store.read(ORIGIN), where, f"delete {where} and import again")
+    if not isinstance(found, dict):
+        raise DataIntegrityError(f"{where} does not say what was imported; delete it and import again")
     if found != origin:
         different = ", ".join(sorted(key for key in origin | found if origin.get(key) != found.get(key)))
         raise DataIntegrityError(
@@ -241,6 +244,10 @@ def _require_classes(classes: Int64[np.ndarray, " n"], num_classes: int | None, 
 
 
 def _count_classes(given: DataPlace, manifest: ShardManifest) -> int:
-    store = given.open()
-    tables = (pd.read_parquet(io.BytesIO(store.read(f"{shard.name}.parquet")), columns=["label"]) for shard in manifest.shards)
-    return max(int(table.label.max()) for table in tables) + 1
+    """One more than the largest label."""
+    store, largest = given.open(), 0
+    for shard in manifest.shards:
+        key = f"{shard.name}.parquet"
+        table = read_table(store.read(key), f"{given.uri}/{key}", "delete it and import again", ["label"])
+        largest = max(largest, int(table["label"].to_numpy().max(initial=0)))
+    return largest + 1

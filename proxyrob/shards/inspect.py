@@ -108,7 +108,7 @@ def verify_set(place: DataPlace, labels: tuple[str, ...], *, on_progress: OnProg
     total = sum(size for _, size, _ in files)
     findings, done = [], 0
     for key, size, sha256 in files:
-        state = _state(place, key, sha256)
+        state = _state(place, key, sha256, size)
         if state != "whole":
             findings.append(FileFinding(key=key, state=state, expected_sha256=sha256))
         done += size
@@ -116,7 +116,7 @@ def verify_set(place: DataPlace, labels: tuple[str, ...], *, on_progress: OnProg
     return VerifyReport(num_files=len(files), size_bytes=total, findings=tuple(findings))
 
 
-def _state(place: DataPlace, key: str, sha256: str) -> FileState:
+def _state(place: DataPlace, key: str, sha256: str, size_bytes: int) -> FileState:
     store = place.open()
     local = store.local_path(key)
     try:
@@ -124,7 +124,7 @@ def _state(place: DataPlace, key: str, sha256: str) -> FileState:
             with local.open("rb") as file:
                 return "whole" if hashlib.file_digest(file, "sha256").hexdigest() == sha256 else "damaged"
         with tempfile.TemporaryDirectory() as folder:
-            store.download(key, Path(folder) / "content", sha256=sha256)
+            store.download(key, Path(folder) / "content", sha256=sha256, size_bytes=size_bytes)
     except FileNotFoundError:
         return "missing"
     except DataIntegrityError:

@@ -7,31 +7,37 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from proxyrob.errors import DataIntegrityError
 from proxyrob.storage import DataPlace, Report
+from proxyrob.storage.bounded import HEADER_BYTES, MOST_PIXELS, first_fault, parse_json
 from proxyrob.storage.files import read_array
 from proxyrob.storage.verified import hash_once
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
-
+SHARD_NAME = r"^shard-[0-9]{6,}$"
+REMEDY = "put the former file back, or delete it and make the set again"
 T = TypeVar("T")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ShardName = Annotated[str, Field(pattern=SHARD_NAME)]
+Whole = Annotated[int, Field(ge=0)]
 
 
 class ShardEntry(Report):
     """One shard: images ``first_id`` to ``first_id + num_images - 1``."""
 
-    name: str
-    num_images: int
-    first_id: int
-    size_bytes: int
-    sha256: str
+    name: ShardName
+    num_images: Whole
+    first_id: Whole
+    size_bytes: Whole
+    sha256: Sha256
 
     @property
     def key(self) -> str:
@@ -49,6 +55,25 @@ class ShardManifest(Report):
     sampler: dict[str, Any]
     seed: int
     shards: tuple[ShardEntry, ...]
+
+    @model_validator(mode="after")
+    def _promises_what_its_files_hold(self) -> Self:
+        """Whoever reads shards takes memory for as many images as it says here, before a file is opened."""
+        height, width, channels = self.image_shape
+        if min(self.image_shape) < 1 or height * width > MOST_PIXELS or channels > 4:
+            raise ValueError(
+                f"expected images (height, width, channels) of at most {MOST_PIXELS} pixels, got {self.image_shape}"
+            )
+        first = 0
+        for shard in self.shards:
+            header_bytes = shard.size_bytes - shard.num_images * height * width * channels
+            if shard.first_id != first or not 0 < header_bytes <= HEADER_BYTES:
+                raise ValueError(
+                    f"{shard.name} is said to hold images {shard.first_id} to {shard.first_id + shard.num_images - 1} in "
+                    f"{shard.size_bytes} bytes, which images of {self.image_shape} from {first} on do not fit"
+                )
+            first += shard.num_images
+        return self
 
     @property
     def num_images(self) -> int:
@@ -99,7 +124,7 @@ def describe_shards(
     """The manifest of ``shards`` (name, first id, number of images), with the hash of each. Nothing is written.
 
     ``image_shape`` is (h, w, c); ``generator`` the digest of what sampled the images. Raises ``DataIntegrityError`` when
-    a shard is missing.
+    a shard is missing or has the size of another.
     """
     store = place.open()
     entries = []
@@ -116,15 +141,20 @@ def describe_shards(
         entries.append(
             ShardEntry(name=name, num_images=num_images, first_id=first_id, size_bytes=found.size_bytes, sha256=sha256)
         )
-    return ShardManifest(
-        version=MANIFEST_VERSION,
-        image_shape=image_shape,
-        generator=generator,
-        source_sha256=source_sha256,
-        sampler=sampler,
-        seed=seed,
-        shards=tuple(entries),
-    )
+    try:
+        return ShardManifest(
+            version=MANIFEST_VERSION,
+            image_shape=image_shape,
+            generator=generator,
+            source_sha256=source_sha256,
+            sampler=sampler,
+            seed=seed,
+            shards=tuple(entries),
+        )
+    except ValidationError as error:
+        raise DataIntegrityError(
+            f"{place.uri} holds shards of something else ({first_fault(error)}); delete them and run again"
+        ) from error
 
 
 def write_manifest(place: DataPlace, manifest: ShardManifest) -> None:
@@ -150,11 +180,8 @@ def read_manifest(place: DataPlace) -> ShardManifest:
         raise DataIntegrityError(
             f"{place.uri} holds no finished set of images ({MANIFEST} is missing); make it again"
         ) from error
-    try:
-        content = json.loads(raw)
-        version = content["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataIntegrityError(f"{path} cannot be read as a manifest of version {MANIFEST_VERSION}: {error}") from error
+    content = parse_json(raw, path, REMEDY)
+    version = content.get("version", MANIFEST_VERSION) if isinstance(content, dict) else MANIFEST_VERSION
     if version != MANIFEST_VERSION:
         raise DataIntegrityError(
             f"{path} has version {version}, this program reads version {MANIFEST_VERSION}; upgrade proxyrob"
@@ -162,7 +189,9 @@ def read_manifest(place: DataPlace) -> ShardManifest:
     try:
         manifest = ShardManifest.model_validate(content)
     except ValidationError as error:
-        raise DataIntegrityError(f"{path} cannot be read as a manifest of version {MANIFEST_VERSION}: {error}") from error
+        raise DataIntegrityError(
+            f"{path} cannot be read as a manifest of version {MANIFEST_VERSION} ({first_fault(error)}); {REMEDY}"
+        ) from error
     return manifest
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from proxyrob.errors import DataIntegrityError
-from proxyrob.shards.manifest import ShardManifest
+from proxyrob.shards.manifest import Sha256, ShardManifest, ShardName, Whole
 from proxyrob.storage import DataPlace, Report
+from proxyrob.storage.bounded import as_frame, first_fault, open_table, parse_json, read_table
 
 INDEX = "index.json"
 INDEX_VERSION = 1
+REMEDY = "delete it and label again"
 GIVEN_LABELS = "given"
 """Where the labels of a published set lie, below ``labels/``."""
 
@@ -25,12 +25,12 @@ GIVEN_LABELS = "given"
 class SideEntry(Report):
     """The table of one shard: one row per image, columns ``id, label, kept, reason`` and more."""
 
-    name: str
-    num_images: int
-    kept_per_class: tuple[int, ...]
-    dropped_per_class: tuple[int, ...]
-    size_bytes: int
-    sha256: str
+    name: ShardName
+    num_images: Whole
+    kept_per_class: tuple[Whole, ...]
+    dropped_per_class: tuple[Whole, ...]
+    size_bytes: Whole
+    sha256: Sha256
 
     @property
     def key(self) -> str:
@@ -99,14 +99,11 @@ def describe_tables(
     for shard in manifest.shards:
         content = store.read(f"{shard.name}.parquet")
         where = f"{place.uri}/{shard.name}.parquet"
-        try:
-            table = pq.read_table(io.BytesIO(content), columns=["id", "label", "kept"]).to_pandas()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataIntegrityError(f"{where} cannot be read ({error}); delete it and label again") from error
+        table = as_frame(read_table(content, where, REMEDY, ["id", "label", "kept"]), where, REMEDY)
         if len(table) != shard.num_images or not np.array_equal(table.id, shard.first_id + np.arange(shard.num_images)):
             raise DataIntegrityError(
                 f"{where} has labels for {len(table)} images, not for images {shard.first_id} to "
-                f"{shard.first_id + shard.num_images - 1} in order; delete it and label again"
+                f"{shard.first_id + shard.num_images - 1} in order; {REMEDY}"
             )
         if (wrong := np.flatnonzero((table.label < 0) | (table.label >= len(names)))).size:
             row = int(wrong[0])
@@ -137,22 +134,26 @@ def describe_tables(
 def read_side_index(place: DataPlace, manifest: ShardManifest) -> SideIndex:
     """The index of side tables that belong to the images of ``manifest``.
 
-    Raises ``DataIntegrityError`` when there is none, it cannot be read, or it belongs to other images.
+    Raises ``DataIntegrityError`` when there is none, it cannot be read, or it does not belong to these images.
     """
     where = f"{place.uri}/{INDEX}"
     try:
-        content = json.loads(place.open().read(INDEX))
-        if isinstance(content, dict) and content.get("version") != INDEX_VERSION:
+        content = parse_json(place.open().read(INDEX), where, REMEDY)
+        version = content.get("version", INDEX_VERSION) if isinstance(content, dict) else INDEX_VERSION
+        if version != INDEX_VERSION:
             raise DataIntegrityError(
-                f"{where} has version {content.get('version')}, this program reads version {INDEX_VERSION}; upgrade proxyrob"
+                f"{where} has version {version}, this program reads version {INDEX_VERSION}; upgrade proxyrob"
             )
         index = SideIndex.model_validate(content)
     except FileNotFoundError as error:
         raise DataIntegrityError(f"{place.uri} holds no finished labels ({INDEX} is missing); label again") from error
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataIntegrityError(f"{where} cannot be read; delete it and label again") from error
+    except ValidationError as error:
+        raise DataIntegrityError(f"{where} cannot be read ({first_fault(error)}); {REMEDY}") from error
     if index.images_sha256 != manifest.sha256:
-        raise DataIntegrityError(f"{where} has labels for other images than those it lies beside; delete it and label again")
+        raise DataIntegrityError(f"{where} has labels for other images than those it lies beside; {REMEDY}")
+    named, wanted = ([(entry.name, entry.num_images) for entry in entries] for entries in (index.tables, manifest.shards))
+    if named != wanted:
+        raise DataIntegrityError(f"{where} names other tables than there are shards; {REMEDY}")
     return index
 
 
@@ -163,6 +164,12 @@ def read_side_table(place: DataPlace, entry: SideEntry, columns: list[str] | Non
     """
     remedy = f"delete {place.uri}/{entry.key} and {place.uri}/{INDEX} and label again"
     path = place.file(entry.key, sha256=entry.sha256, size_bytes=entry.size_bytes, remedy=remedy)
-    if columns is not None and (missing := set(columns) - set(pq.read_schema(path).names)):
-        raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(pq.read_schema(path).names)}")
-    return pq.read_table(path, columns=columns).to_pandas()
+    where = str(path)
+    with open_table(path, where, remedy) as file:
+        names = file.schema_arrow.names
+    if columns is not None and (missing := set(columns) - set(names)):
+        raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(names)}")
+    table = as_frame(read_table(path, where, remedy, columns), where, remedy)
+    if len(table) != entry.num_images:
+        raise DataIntegrityError(f"{path} has labels for {len(table)} images, not for {entry.num_images}; {remedy}")
+    return table

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from proxyrob.errors import DataIntegrityError
+from proxyrob.storage.bounded import read_npy_header, require_image_size, require_plausible
 
 Rows = tuple[UInt8[np.ndarray, "n h w c"], Int64[np.ndarray, " n"] | None]
 """A block of images and, where the file has any, their labels."""
@@ -211,6 +212,7 @@ def _members_of_npz(path: Path) -> dict[str, StoredArray]:
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
             if name in IMAGE_NAMES + LABEL_NAMES:
+                require_plausible(f"{path}: {entry.filename}", entry.file_size, entry.compress_size)
                 with _open_member(archive, entry.filename) as file:
                     found[name] = _read_header(file, path, entry.filename, entry.file_size)
     return found
@@ -218,30 +220,13 @@ def _members_of_npz(path: Path) -> dict[str, StoredArray]:
 
 def _read_header(file: io.BufferedIOBase, path: Path, member: str | None, size_bytes: int) -> StoredArray:
     name = str(path) if member is None else f"{path}: {member}"
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read(file)
-    except ValueError as error:
-        raise DataIntegrityError(f"{name} is not a whole .npy array ({error}); copy or make it again") from error
-    if dtype.hasobject:
-        raise DataIntegrityError(
-            f"{name} holds pickled Python objects; reading them would run whatever code the file contains, so they are never "
-            "unpickled. Save plain numbers: numpy.savez(file, image=uint8 array, label=int64 array)"
-        )
+    shape, is_fortran, dtype, offset = read_npy_header(file, name, size_bytes)
     if is_fortran and len(shape) > 1:
         raise DataIntegrityError(
             f"{name} is stored in Fortran's order, column by column, and cannot be read image by image; save "
             "numpy.ascontiguousarray of it"
         )
-    array = StoredArray(path, member, file.tell(), shape, dtype)
-    promised = array.offset + math.prod(shape) * dtype.itemsize
-    if promised != size_bytes:
-        raise DataIntegrityError(
-            f"{name} has {size_bytes} bytes, but its header promises {promised} (shape {shape}, {dtype}); it is cut off or "
-            "was put together wrongly: copy or make it again"
-        )
-    return array
+    return StoredArray(path, member, offset, shape, dtype)
 
 
 def _named(members: dict[str, StoredArray], names: tuple[str, ...], path: Path, what: str) -> StoredArray:
@@ -267,6 +252,7 @@ def _as_images(array: StoredArray, image_shape: tuple[int, int, int] | None) -> 
         raise DataIntegrityError(
             f"{array.name} has shape {array.shape}, expected (images, height, width, channels) with 1 or 3 channels{hint}"
         )
+    require_image_size(f"each image of {array.name}", *shape[1:3])
     if image_shape is not None and shape[1:] != image_shape:
         raise DataIntegrityError(
             f"{array.name} holds images of {'×'.join(map(str, shape[1:]))}, expected {'×'.join(map(str, image_shape))} "

@@ -1,7 +1,7 @@
 """Images that lie in files encoded (PNG, JPEG, …): folders of images, and parquet in the hub's layout."""
 
 import io
-import json
+import math
 import os
 import re
 import struct
@@ -29,12 +29,40 @@ from proxyrob.source.arrays import (
     open_labels,
     rows_per_block,
 )
+from proxyrob.source.walk import walk_files
+from proxyrob.storage.bounded import (
+    FREE_BYTES,
+    explain_parquet,
+    open_table,
+    parse_json,
+    require_image_size,
+    require_plausible,
+)
+
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow knows more, and starts other programs for some of them: Ghostscript for a file that begins as PostScript does."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Of images in folders: those that torchvision's ``ImageFolder`` takes."""
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
+REMEDY = "it is cut off or damaged: copy or download it again"
+
+UNDECODABLE = (
+    OSError,
+    SyntaxError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+"""What a damaged image, or one that was made to do harm, makes Pillow raise."""
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -155,6 +183,7 @@ def open_parquet(
                 f"{table.path} has other columns or classes than {first.path}; give files of one data set and one split"
             )
     num_images = sum(table.num_rows for table in tables)
+    size_bytes = sum(table.path.stat().st_size for table in tables)
     if num_images == 0:
         raise DataIntegrityError(f"{path} holds no rows; give another file")
     if first.label_column is not None and labels is not None:
@@ -165,9 +194,11 @@ def open_parquet(
             yield from table.rows(min(start, table.num_rows))
             start = max(0, start - table.num_rows)
 
-    return _encoded_images(
+    images = _encoded_images(
         str(path), num_images, encoded, labels, image_shape, channels, first.class_names, first.label_column is not None
     )
+    require_plausible(str(path), num_images * math.prod(images.image_shape), size_bytes)
+    return images
 
 
 def parquet_files(path: Path) -> tuple[Path, ...]:
@@ -204,12 +235,14 @@ def decode_image(
     other modes become RGB. A grey image becomes RGB where three channels are expected; a colour image becomes grey only if
     ``is_converted``. Rotation in EXIF data is not applied.
 
-    Raises ``DataIntegrityError`` when it cannot be decoded or has another ``size`` (height, width) than the others.
+    Raises ``DataIntegrityError`` when it cannot be decoded, is larger than any network takes or has another ``size`` (height,
+    width) than the others.
     """
     with _decoding(where):
-        image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+        image = Image.open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS)
     with image:
         found = (image.height, image.width)
+        require_image_size(where, *found)
         if size is not None and found != size:
             raise DataIntegrityError(
                 f"{where} has {found[0]}×{found[1]} pixels, expected {size[0]}×{size[1]} (height×width); all images must have "
@@ -247,7 +280,7 @@ def _decoding(where: str) -> Iterator[None]:
         yield
     except DataIntegrityError:
         raise
-    except (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except UNDECODABLE as error:
         raise DataIntegrityError(f"{where} cannot be decoded ({error}); replace or remove it") from error
 
 
@@ -290,8 +323,7 @@ def _is_image(name: str) -> bool:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    walked = sorted(os.walk(folder, followlinks=True))
-    return [Path(root) / name for root, _, names in walked for name in sorted(names) if _is_image(name)]
+    return [path for path in walk_files(folder) if _is_image(path.name)]
 
 
 @dataclass(frozen=True)
@@ -308,7 +340,7 @@ class _ParquetTable:
 
     @classmethod
     def at(cls, path: Path) -> "_ParquetTable":
-        with _reading(path), pq.ParquetFile(path) as file:
+        with open_table(path, str(path), REMEDY) as file:
             schema, metadata = file.schema_arrow, file.metadata
         image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
         kind = None if image is None else schema.field(image).type
@@ -323,14 +355,16 @@ class _ParquetTable:
             raise DataIntegrityError(f"{path}: column {label} is {schema.field(label).type}, expected integers")
         groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
         row_bytes = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+        # what is written once may be in every row: as many rows at once as such would be in memory
+        group_bytes = max((group.total_byte_size for group in groups), default=0)
         return cls(
             path=path,
             num_rows=metadata.num_rows,
             image_column=image,
             label_column=label,
-            class_names=_class_names(schema.metadata or {}, label),
+            class_names=_class_names(path, schema.metadata or {}, label),
             is_struct=is_struct,
-            batch_rows=min(BLOCK_ROWS, max(1, BLOCK_BYTES // max(row_bytes, 1))),
+            batch_rows=min(BLOCK_ROWS, max(1, BLOCK_BYTES // max(row_bytes, 1)), max(1, FREE_BYTES // max(group_bytes, 1))),
         )
 
     def rows(self, start: int) -> Iterator[EncodedRow]:
@@ -338,7 +372,7 @@ class _ParquetTable:
         if start == self.num_rows:
             return
         # a buffered stream reads page by page, so that a file with one row group takes no more memory than one with many
-        with _reading(self.path), pq.ParquetFile(self.path, buffer_size=1 << 20) as file:
+        with explain_parquet(str(self.path), REMEDY), pq.ParquetFile(self.path, buffer_size=1 << 20) as file:
             first, groups = 0, list(range(file.num_row_groups))
             while first + file.metadata.row_group(groups[0]).num_rows <= start:
                 first += file.metadata.row_group(groups.pop(0)).num_rows
@@ -362,21 +396,15 @@ class _ParquetTable:
             yield EncodedRow(content, None if label is None else label.as_py(), where)
 
 
-def _class_names(metadata: dict[bytes, bytes], label_column: str | None) -> tuple[str, ...] | None:
+def _class_names(path: Path, metadata: dict[bytes, bytes], label_column: str | None) -> tuple[str, ...] | None:
     """The names that the hub's libraries keep in the schema."""
     if label_column is None or b"huggingface" not in metadata:
         return None
-    features = json.loads(metadata[b"huggingface"]).get("info", {}).get("features", {})
-    names = features.get(label_column, {}).get("names")
-    return None if names is None else tuple(names)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What a damaged parquet file makes pyarrow raise, as an error that names it."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise DataIntegrityError(
-            f"{path} cannot be read as parquet ({error}); it is cut off or damaged: copy or download it again"
-        ) from error
+    found = parse_json(metadata[b"huggingface"], f"{path}: the metadata of the hub", REMEDY)
+    for key in ("info", "features", label_column, "names"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if found is None:
+        return None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise DataIntegrityError(f"{path}: the metadata of the hub does not name classes by texts; {REMEDY}")
+    return tuple(found)

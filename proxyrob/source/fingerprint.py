@@ -1,13 +1,13 @@
 """Files of a source, found, and identified by their content rather than by where they lie."""
 
 import hashlib
-import os
 import re
 from pathlib import Path
 
 from proxyrob.config.base import digest_of
 from proxyrob.config.source import CifarSource, DigitsSource, FileSource, SourceConfig
 from proxyrob.errors import DataIntegrityError
+from proxyrob.source.walk import walk_files
 from proxyrob.storage.files import sha256_of
 
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.parquet$")
@@ -112,8 +112,7 @@ def _files_at(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [Path(root) / name for root, _, names in os.walk(path, followlinks=True) for name in names]
-        found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        found = [file for file in walk_files(path) if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     else:
         found = [file for file in path.parent.glob(path.name) if file.is_file()]
     if not found:

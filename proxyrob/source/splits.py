@@ -108,17 +108,37 @@ def source_report(source: Stage) -> SourceReport:
 
     Raises ``DataIntegrityError`` when it is not finished.
     """
-    report = source.finished(SourceReport)
-    if report is None:
+    report, record = source.finished(SourceReport), source.record()
+    if report is None or record is None:
         raise DataIntegrityError(f"{source.folder} holds no finished source; {source.remedy}")
+    sizes = {entry.name: entry.size_bytes for entry in record.files}
+    counts = {"train": report.num_train, "validation": report.num_validation, "test": report.num_test}
+    for split, count in counts.items():
+        if f"{split}-labels.npy" in sizes and not 0 <= 8 * count <= sizes[f"{split}-labels.npy"]:
+            raise DataIntegrityError(
+                f"{source.record_path} says that there are {count} {split} images, more than their files hold; {source.remedy}"
+            )
     return report
 
 
 def read_split(source: Stage, split: SplitName) -> Split:
     """Read one split, its hashes checked.
 
-    Raises ``DataIntegrityError`` when a file is missing or altered.
+    Raises ``DataIntegrityError`` when a file is missing or altered, or holds no such images and labels.
     """
+    report = source_report(source)
+    channels, height, width = report.image_shape
     stored = read_array(source.verified(f"{split}-images.npy"))
     labels = read_array(source.verified(f"{split}-labels.npy"))
+    is_right = stored.dtype == np.uint8 and stored.shape == (len(labels), height, width, channels)
+    if not is_right or labels.dtype != np.int64 or labels.shape != (len(stored),):
+        raise DataIntegrityError(
+            f"{source.folder} has {split} images of {stored.dtype} {stored.shape} with labels of {labels.dtype} "
+            f"{labels.shape}, expected uint8 {(len(labels), height, width, channels)} and int64; {source.remedy}"
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < len(report.class_names):
+        raise DataIntegrityError(
+            f"{source.folder} has {split} labels from {labels.min()} to {labels.max()}, but there are "
+            f"{len(report.class_names)} classes; {source.remedy}"
+        )
     return Split(stored, labels)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from proxyrob.errors import DataIntegrityError
 from proxyrob.storage.store import Store
 from proxyrob.storage.verified import forget_hash, hash_once, remember_hash
 
@@ -54,14 +53,8 @@ class Cache:
         room = path.with_name(f".{path.name}.room")
         self._make_room(room, size_bytes)
         try:
-            store.download(key, path, sha256=sha256)
+            store.download(key, path, sha256=sha256, size_bytes=size_bytes)
             status = path.stat()
-            if status.st_size != size_bytes:
-                _remove(path)
-                raise DataIntegrityError(
-                    f"{key} of {store.uri} has {status.st_size} bytes and the expected sha256 {sha256}, but {size_bytes} bytes "
-                    "were announced; write the list that announces it again"
-                )
             path.chmod(0o444)
             remember_hash(path, sha256, status)
         finally:

@@ -242,7 +242,7 @@ class Checkpoints:
             found = "nothing" if info is None else f"{info.size_bytes} bytes"
             raise DataIntegrityError(_describe_damage(place, record, found, remedy))
         try:
-            store.download(key, self._local.folder / key, sha256=record.sha256)
+            store.download(key, self._local.folder / key, sha256=record.sha256, size_bytes=record.size_bytes)
         except DataIntegrityError as error:
             raise DataIntegrityError(_describe_damage(place, record, "other bytes", remedy)) from error
         self._local.write(f"{_name(record.step)}.json", _as_json(record), replace=True)

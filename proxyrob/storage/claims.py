@@ -1,6 +1,5 @@
 """Who is at which piece of work: claims in a store, which the dead lose."""
 
-import json
 import os
 import secrets
 import socket
@@ -10,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from proxyrob.errors import DataIntegrityError
+from proxyrob.storage.stage import Report
 from proxyrob.storage.store import Store
 
 LEASE_S = 120.0
@@ -20,6 +23,14 @@ BEAT_S = 15.0
 
 _own: set[str] = set()
 """The tokens of the claims that this process holds or is about to."""
+
+
+class Holder(Report):
+    """Who holds a claim."""
+
+    machine: str
+    process: int
+    token: str
 
 
 class Claims:
@@ -74,19 +85,21 @@ class Claims:
                 return []
             number = int(taken[-1].removeprefix(prefix).removesuffix(".json")) + 1
         key = f"{prefix}{number:06d}.json"
-        holder = {"machine": _machine(), "process": os.getpid(), "token": token}
-        return [*taken, key] if self._store.write(key, json.dumps(holder).encode()) else []
+        holder = Holder(machine=_machine(), process=os.getpid(), token=token)
+        return [*taken, key] if self._store.write(key, holder.model_dump_json().encode()) else []
 
     def _is_lost(self, key: str) -> bool:
         try:
-            holder = json.loads(self._store.read(key))
+            holder = Holder.model_validate_json(self._store.read(key))
             sign = self._store.read(_sign_of_life(key)) if self._store.stat(_sign_of_life(key)) else b""
         except FileNotFoundError:  # given back in this moment
             return False
-        if holder["machine"] == _machine() and not _is_alive(holder["process"], holder["token"]):
+        except ValidationError as error:
+            raise DataIntegrityError(f"{self._store.uri}/{key} does not say who is at work; delete it") from error
+        if holder.machine == _machine() and not _is_alive(holder.process, holder.token):
             return True
         seen, since = self._seen.get(key, (None, 0.0))
-        if (shown := (holder["token"], sign)) != seen:
+        if (shown := (holder.token, sign)) != seen:
             self._seen[key] = (shown, time.monotonic())
             return False
         return time.monotonic() - since > LEASE_S

@@ -7,21 +7,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
 
 from proxyrob.errors import DataIntegrityError
+from proxyrob.storage.bounded import PARSING, as_frame, first_fault, open_table, read_npy_header, read_table
+
+M = TypeVar("M", bound=BaseModel)
 
 HEADER = b"proxyrob"
-
-_READING = Lock()
-"""numpy parses a file's header as Python, and CPython 3.11 counts the depth of a syntax tree for all threads together: two
-that parse at once can fail with ``SystemError: AST constructor recursion depth mismatch``."""
+REMEDY = "delete it and make it again"
 
 
 @contextmanager
@@ -60,8 +60,13 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def read_array(path: Path, mapped: bool = False) -> np.ndarray:
-    """Read a plain ``.npy``, never unpickling; ``mapped`` leaves the content on disk."""
-    with _READING:
+    """Read a plain ``.npy``, never unpickling; ``mapped`` leaves the content on disk.
+
+    Raises ``DataIntegrityError`` when it is none, or its header promises another size.
+    """
+    with path.open("rb") as file:
+        read_npy_header(file, str(path), path.stat().st_size)
+    with PARSING:
         return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
 
 
@@ -76,15 +81,27 @@ def write_table(path: Path, table: pd.DataFrame, header: dict[str, Any] | None =
         pq.write_table(content, temporary)
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_frame(path: Path, remedy: str = REMEDY) -> pd.DataFrame:
+    """A table as it was written.
+
+    Raises ``DataIntegrityError``, ending with ``remedy``, when it cannot be read or would fill memory.
+    """
+    return as_frame(read_table(path, str(path), remedy), str(path), remedy)
+
+
+def read_header(path: Path, kind: type[M], remedy: str = REMEDY) -> M:
     """The header of a table.
 
-    Raises ``DataIntegrityError`` when it has none.
+    Raises ``DataIntegrityError``, ending with ``remedy``, when it has none, or one of another kind.
     """
-    content = (pq.read_schema(path).metadata or {}).get(HEADER)
+    with open_table(path, str(path), remedy) as file:
+        content = (file.schema_arrow.metadata or {}).get(HEADER)
     if content is None:
         raise DataIntegrityError(f"{path} has no header of proxyrob; it was not written by this program")
-    return json.loads(content)
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise DataIntegrityError(f"{path} has another header than expected ({first_fault(error)}); {remedy}") from error
 
 
 def sha256_of(path: Path) -> str:

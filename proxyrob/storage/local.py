@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from proxyrob.errors import DataIntegrityError
-from proxyrob.storage.placed import Placing, checked_key, placed
-from proxyrob.storage.store import ObjectInfo
+from proxyrob.storage.bounded import SMALL_BYTES, read_small
+from proxyrob.storage.placed import Placing, checked_key, is_key, placed
+from proxyrob.storage.store import ObjectInfo, require_size
 from proxyrob.storage.verified import forget_hash, known_hash, remember_hash
 
 
@@ -44,11 +45,11 @@ class LocalStore:
             below = Path(folder).relative_to(self.folder)
             keys += [(below / name).as_posix() for name in files if not name.startswith(".")]
         for key in sorted(keys):
-            if key.startswith(prefix) and (info := self.stat(key)) is not None:
+            if key.startswith(prefix) and is_key(key) and (info := self.stat(key)) is not None:
                 yield info
 
-    def read(self, key: str) -> bytes:
-        return self._file(key).read_bytes()
+    def read(self, key: str, *, limit_bytes: int = SMALL_BYTES) -> bytes:
+        return read_small(self._file(key), limit_bytes)
 
     def write(self, key: str, content: bytes, *, replace: bool = False) -> bool:
         path = self._path(key)
@@ -62,8 +63,9 @@ class LocalStore:
             placing.copy(content)
         return _remembered(target, placing)
 
-    def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
+    def download(self, key: str, path: Path, *, sha256: str | None = None, size_bytes: int | None = None) -> None:
         source = self._file(key)
+        require_size(str(source), source.stat().st_size, size_bytes)
         with source.open("rb") as content, placed(path, replace=True) as placing:
             placing.copy(content)
             if sha256 is not None and placing.sha256 != sha256:

@@ -104,9 +104,14 @@ def checked_key(key: str) -> str:
 
     Raises ``ValueError`` for one that is empty, absolute, or has parts that mean another place (``..``) or none.
     """
-    if any(part in {"", ".", ".."} for part in key.split("/")) or "\\" in key or "\0" in key:
+    if not is_key(key):
         raise ValueError(f"expected a key like samples/ab12/shard-000000.npy, without empty, '.' or '..' parts, got {key!r}")
     return key
+
+
+def is_key(key: str) -> bool:
+    """Whether a key means an object of a store, and nothing outside it."""
+    return not any(part in {"", ".", ".."} for part in key.split("/")) and "\\" not in key and "\0" not in key
 
 
 def is_hidden(key: str) -> bool:

@@ -31,11 +31,12 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NotConnected
 
 from proxyrob.errors import DataIntegrityError, SourceUnavailable
+from proxyrob.storage.bounded import SMALL_BYTES, require_small
 from proxyrob.storage.files import sha256_of
-from proxyrob.storage.placed import checked_key, is_hidden, placed
+from proxyrob.storage.placed import checked_key, is_hidden, is_key, placed
 from proxyrob.storage.s3_pace import THREADS, beside_each_other, wait
 from proxyrob.storage.s3_refusals import Refusal, damaged, explain_refusal, restless, unreachable, unusable_credentials
-from proxyrob.storage.store import ObjectInfo
+from proxyrob.storage.store import ObjectInfo, require_size
 from proxyrob.storage.verified import known_hash
 
 PART_BYTES = 16 << 20  # larger files are sent in parts of this size
@@ -117,12 +118,13 @@ class S3Store:
             for page in _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=root + prefix):
                 for entry in page.get("Contents", ()):
                     key = entry["Key"].removeprefix(root)
-                    if not is_hidden(key) and not key.endswith("/"):  # some programs mark folders by empty objects
+                    if is_key(key) and not is_hidden(key):  # some programs mark folders by empty objects «folder/»
                         yield ObjectInfo(key=key, size_bytes=entry["Size"], sha256=None)
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, *, limit_bytes: int = SMALL_BYTES) -> bytes:
         for last in (False, True):
             found = self._open(key)
+            require_small(self._place(key), found.info.size_bytes, limit_bytes)
             with suppress(_ReplacedMeanwhile):
                 content = b"".join(self._content(key, found))
                 sha256 = hashlib.sha256(content).hexdigest()
@@ -132,8 +134,9 @@ class S3Store:
                     raise damaged(self._place(key), found.info.sha256, sha256, len(content))
         raise restless(self._place(key))
 
-    def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
+    def download(self, key: str, path: Path, *, sha256: str | None = None, size_bytes: int | None = None) -> None:
         found = self._open(key)
+        require_size(self._place(key), found.info.size_bytes, size_bytes)
         with placed(path, replace=True) as placing:
             for last in (False, True):  # what the way here altered is whole the second time
                 with suppress(_ReplacedMeanwhile):

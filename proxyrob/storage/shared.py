@@ -12,7 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from proxyrob.errors import CheckpointMismatch, DataIntegrityError
+from proxyrob.errors import CheckpointMismatch
+from proxyrob.storage.bounded import as_frame, parse_json, read_table
 from proxyrob.storage.claims import Claims
 from proxyrob.storage.differences import describe_differences
 from proxyrob.storage.place import DataPlace
@@ -20,6 +21,8 @@ from proxyrob.storage.stage import Report, Stage
 
 BINDING = "binding.json"
 BOUND_TO = b"proxyrob.binding"
+UNIT_BYTES = 2 << 30
+REMEDY = "delete it: then it alone is done anew"
 POLL_S = 0.5
 LIST_S = 2.0
 """How often a worker that is at work looks what others have done."""
@@ -130,7 +133,8 @@ class SharedTables(SharedFiles):
         content = json.dumps(about, sort_keys=True, indent=1, allow_nan=False).encode()
         self._bound = hashlib.sha256(content).hexdigest()
         if not self._store.write(BINDING, content):
-            there = json.loads(self._store.read(BINDING))
+            where = f"{self._store.uri}/{BINDING}"
+            there = parse_json(self._store.read(BINDING), where, f"delete {self._store.uri} to begin anew")
             if there != json.loads(content):
                 raise CheckpointMismatch(
                     f"{self._store.uri} holds unfinished work under other conditions than these: "
@@ -152,21 +156,19 @@ class SharedTables(SharedFiles):
         key = f"{name}{self._suffix}"
         where = f"{self._store.uri}/{key}"
         try:
-            content = self._store.read(key)
+            content = self._store.read(key, limit_bytes=UNIT_BYTES)
         except FileNotFoundError:
             self._require_unfinished()
             raise
-        try:
-            table = pq.read_table(io.BytesIO(content), columns=None if columns is None else list(columns))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataIntegrityError(f"{where} cannot be read ({error}); delete it: then it alone is done anew") from error
+        table = read_table(content, where, REMEDY, columns)
         if (table.schema.metadata or {}).get(BOUND_TO) != self._bound.encode():
             raise CheckpointMismatch(f"{where} was found under other conditions than those in {BINDING} beside it; delete it")
         return table
 
     def join(self, names: Sequence[str]) -> pd.DataFrame:
         """The units as one data frame, in the order of ``names``. Raises as ``read`` does."""
-        return pd.concat([self.read(name).to_pandas() for name in names], ignore_index=True)
+        tables = [as_frame(self.read(name), f"unit {name} of {self._store.uri}", REMEDY) for name in names]
+        return pd.concat(tables, ignore_index=True)
 
     def _write(self, name: str, table: pa.Table) -> None:
         content = io.BytesIO()

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from struct import error as StructError
 from typing import IO, Any, Protocol, cast
 
 import torch
@@ -15,20 +13,9 @@ from torch.nn import Parameter
 
 from proxyrob.errors import CheckpointMismatch
 from proxyrob.storage.placed import Placing
+from proxyrob.storage.tensors import UNFIT, read_tensors
 
 PLAIN = frozenset({type(None), bool, int, float, str, bytes})
-UNFIT = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    StructError,
-    TypeError,
-    UnpicklingError,
-    ValueError,
-)
-"""What reading a file that is no snapshot, or putting its states into parts that they do not fit, can end with."""
 
 
 class Stateful(Protocol):
@@ -76,16 +63,14 @@ def restore_snapshot(
     Raises ``CheckpointMismatch``, ending with ``remedy``, when the file holds anything else or does not fit.
     """
     try:
-        states = torch.load(path, map_location=device, weights_only=True)
+        states = read_tensors(path, device)
         for name, part in parts.items():
             part.load_state_dict(states["parts"][name])
         return tuple(states["history"])
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # the device's own trouble, which torch derives from RuntimeError
     except UNFIT as error:
-        # torch's own text on foreign objects advises to run them
-        reason = "it holds more than tensors and plain values" if isinstance(error, UnpicklingError) else error
-        raise CheckpointMismatch(f"{path} does not hold the state of this configuration: {reason}; {remedy}") from error
+        raise CheckpointMismatch(f"{path} does not hold the state of this configuration: {error}; {remedy}") from error
 
 
 def _copied(value: Any, owner: str) -> Any:

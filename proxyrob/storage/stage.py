@@ -5,12 +5,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from proxyrob.errors import CheckpointMismatch, DataIntegrityError
+from proxyrob.storage.bounded import read_small
 from proxyrob.storage.files import sha256_of, verify_file, write_json
+from proxyrob.storage.placed import checked_key
 
 FORMAT_VERSION = 1
 RECORD = "stage.json"
@@ -25,7 +27,7 @@ class Report(BaseModel):
 class FileEntry(Report):
     """One file of a stage."""
 
-    name: str
+    name: Annotated[str, AfterValidator(checked_key)]
     size_bytes: int
     sha256: str
 
@@ -71,7 +73,7 @@ class Stage:
         if not self._has_record():
             return None
         try:
-            record = StageRecord.model_validate_json(self.record_path.read_bytes())
+            record = StageRecord.model_validate_json(read_small(self.record_path))
         except ValidationError as error:
             raise DataIntegrityError(
                 f"{self.record_path} cannot be read as format {FORMAT_VERSION} of a stage record; {self.remedy}"
@@ -107,12 +109,20 @@ class Stage:
         return True
 
     def finished(self, report_type: type[R]) -> R | None:
-        """The report of a whole stage, or ``None`` when there is work to do."""
+        """The report of a whole stage, or ``None`` when there is work to do.
+
+        Raises ``DataIntegrityError`` when it is no such report.
+        """
         if not self.is_whole():
             return None
         record = self.record()
         assert record is not None
-        return report_type.model_validate(record.report)
+        try:
+            return report_type.model_validate(record.report)
+        except ValidationError as error:
+            raise DataIntegrityError(
+                f"{self.record_path} holds no {report_type.__name__} as expected; {self.remedy}"
+            ) from error
 
     def finish(self, report: R, files: Iterable[str | FileEntry], started: float) -> R:
         """Write the record over ``files`` (names below the folder, or entries of files that were hashed already).

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from proxyrob.errors import DataIntegrityError
+from proxyrob.storage.bounded import SMALL_BYTES
 from proxyrob.storage.stage import Report
 
 
@@ -42,8 +44,11 @@ class Store(Protocol):
         """All objects whose key begins with ``prefix``, in the order of their keys (``sha256`` may be ``None``)."""
         ...
 
-    def read(self, key: str) -> bytes:
-        """The content of a small object, checked against the hash its writer recorded."""
+    def read(self, key: str, *, limit_bytes: int = SMALL_BYTES) -> bytes:
+        """The content of a small object, checked against the hash its writer recorded.
+
+        Raises ``DataIntegrityError`` when it is larger than ``limit_bytes``, before it is read.
+        """
         ...
 
     def write(self, key: str, content: bytes, *, replace: bool = False) -> bool:
@@ -58,10 +63,11 @@ class Store(Protocol):
         """Store a file of any size with its hash; as ``write``."""
         ...
 
-    def download(self, key: str, path: Path, *, sha256: str | None = None) -> None:
+    def download(self, key: str, path: Path, *, sha256: str | None = None, size_bytes: int | None = None) -> None:
         """Fetch an object of any size into the file ``path``, whole or not at all.
 
-        ``sha256`` is the expected hash; without it that which the writer recorded.
+        ``sha256`` is the expected hash; without it that which the writer recorded. An object of another size than
+        ``size_bytes`` is not fetched.
         """
         ...
 
@@ -72,6 +78,12 @@ class Store(Protocol):
     def local_path(self, key: str) -> Path | None:
         """The file behind a key where the store is a folder (whether or not it is there), else ``None``."""
         ...
+
+
+def require_size(place: str, size_bytes: int, expected_bytes: int | None) -> None:
+    """Raise ``DataIntegrityError`` when an object has another size than it has to have, where that is known."""
+    if expected_bytes not in {None, size_bytes}:
+        raise DataIntegrityError(f"{place} has {size_bytes} bytes, expected {expected_bytes}; delete it and make it again")
 
 
 def open_store(uri: str | Path) -> Store:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from proxyrob.errors import DataIntegrityError
+from proxyrob.storage.bounded import parse_json, read_small
 from proxyrob.storage.files import sha256_of
 
 
@@ -67,8 +68,9 @@ def _identity(status: os.stat_result) -> dict[str, int]:
 
 def _recorded(path: Path, identity: dict[str, int]) -> str | None:
     try:
-        content = json.loads(_sidecar(path).read_bytes())
-    except (OSError, ValueError):  # none yet, or torn by a crash: the file itself is read
+        sidecar = _sidecar(path)
+        content = parse_json(read_small(sidecar), str(sidecar), "it is made again")
+    except (OSError, DataIntegrityError):  # none yet, or torn by a crash: the file itself is read
         return None
     if not isinstance(content, dict):
         return None

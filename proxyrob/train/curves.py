@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from proxyrob.storage import Stage
-from proxyrob.storage.files import write_table
+from proxyrob.storage.files import read_frame, write_table
 
 HISTORY = "history.parquet"
 CURVE = "curve.parquet"
@@ -15,7 +15,7 @@ Row = dict[str, float]
 
 def read_history(stage: Stage) -> pd.DataFrame:
     """The curve of a finished training: step, loss, accuracy, learning_rate, time_s."""
-    return pd.read_parquet(stage.verified(HISTORY))
+    return read_frame(stage.verified(HISTORY), stage.remedy)
 
 
 def read_curve(stage: Stage) -> pd.DataFrame:
@@ -23,7 +23,7 @@ def read_curve(stage: Stage) -> pd.DataFrame:
     record = stage.record()
     if record is None or CURVE not in {entry.name for entry in record.files}:
         return pd.DataFrame({"step": [], "time_s": []})
-    return pd.read_parquet(stage.verified(CURVE))
+    return read_frame(stage.verified(CURVE), stage.remedy)
 
 
 def write_curves(stage: Stage, curves: Mapping[str, Sequence[Row]]) -> list[str]:

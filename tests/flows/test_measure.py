@@ -14,7 +14,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from proxyrob.evaluate import STANDARD_ATTACKS, robust_rows
+from proxyrob.certify import CertificateHeader
+from proxyrob.evaluate import STANDARD_ATTACKS, VerdictHeader, robust_rows
 from proxyrob.storage.files import read_header
 from tests.somebody import write_onnx_file
 from tests.toys import files_below, random_linear
@@ -64,8 +65,8 @@ def test_a_function_is_evaluated(run: Run, tmp_path: Path) -> None:
     assert "4 not run (more-steps, transfer, near-duplicates, selection)" in _text(done)
     assert str(output) in done.output
     assert files_below(output) == {"verdicts.parquet", "accuracies.png", "card.md", "measurement.json"}
-    header = read_header(output / "verdicts.parquet")
-    assert (header["subset"], header["epsilon"]) == ("seed-2-40", "3/10")
+    header = read_header(output / "verdicts.parquet", VerdictHeader)
+    assert (header.subset, header.epsilon) == ("seed-2-40", "3/10")
     found = json.loads((output / "measurement.json").read_text())
     table = pd.read_parquet(output / "verdicts.parquet")
     assert found["shares"]["AutoAttack standard"]["value"] == robust_rows(table, STANDARD_ATTACKS).mean()
@@ -106,7 +107,7 @@ def test_a_function_is_certified(run: Run, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "certified at L2 radius 0.25" in done.output
     assert files_below(output) == {"certificates.parquet", "certified-accuracy.png", "card.md", "measurement.json"}
-    assert read_header(output / "certificates.parquet")["subset"] == "first-6"
+    assert read_header(output / "certificates.parquet", CertificateHeader).subset == "first-6"
     assert "σ = 0.25, n = 200" in (output / "card.md").read_text()
 
 

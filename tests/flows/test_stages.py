@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 from prefect import flow
+from prefect.results import ResultRecord  # pyright: ignore[reportPrivateImportUsage]
 
 from flows.running.display import QuietDisplay
 from flows.running.stages import Session, await_stages, open_session, submit_stage
 from flows.settings import Settings
 from proxyrob.storage import Report, Stage
+from proxyrob.storage.files import write_bytes
+from tests.hostile import MARKER, prefect_result
 
 
 class Counted(Report):
@@ -81,3 +84,21 @@ def test_cached_until_its_files_are_gone(tmp_path: Path) -> None:
     (tmp_path / "stage" / "stage.json").unlink()
     third, state = _run(_works, tmp_path)
     assert (third.calls, state) == (2, "Completed")
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("how", ["pickle", "json"])
+def test_a_planted_result_is_not_read(how: str, tmp_path: Path) -> None:
+    """Where Prefect would keep a stage's result somebody puts a file in Prefect's format, which names a pickle or a function
+    to call. Where Prefect reads such a file that runs; a stage's report comes from its record, and nothing does."""
+    _run(_works, tmp_path)
+    planted = tmp_path / "store" / "stage" / "stage" / "result.json"
+    for folder in (tmp_path / "read", tmp_path / "here"):
+        folder.mkdir()
+        write_bytes(planted, prefect_result(folder, how))
+        if folder.name == "read":
+            ResultRecord[Any].deserialize(planted.read_bytes())
+            assert (folder / MARKER).exists()
+    report, state = _run(_works, tmp_path)
+    assert (report.calls, state) == (1, "Cached")
+    assert not (tmp_path / "here" / MARKER).exists()

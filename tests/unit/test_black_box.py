@@ -14,12 +14,12 @@ from proxyrob.evaluate import (
     read_verdicts,
     replay_classifier,
 )
-from proxyrob.models import adopt_model, identify_model, load_model
+from proxyrob.models import load_model
 from proxyrob.source import ImageSubset, read_split, take_test_images
 from proxyrob.storage import Stage
 from proxyrob.threat import parse_threat
 from tests.conftest import MakeStage
-from tests.somebody import write_onnx_file
+from tests.somebody import adopted, write_onnx_file
 
 THREAT = parse_threat("linf:0.3")
 
@@ -35,9 +35,7 @@ def few(digits: Stage, make_stage: MakeStage) -> Stage:
 @pytest.fixture
 def onnx_model(tmp_path: Path, make_stage: MakeStage) -> Stage:
     """An ONNX file that knows the digits."""
-    stage = make_stage("given")
-    adopt_model(identify_model(str(write_onnx_file(tmp_path / "theirs.onnx"))), stage=stage)
-    return stage
+    return adopted(make_stage, str(write_onnx_file(tmp_path / "theirs.onnx")))
 
 
 def test_an_onnx_model_is_attacked_with_square_alone(few: Stage, onnx_model: Stage, make_stage: MakeStage) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from proxyrob.errors import DataIntegrityError, SourceUnavailable
 from proxyrob.source import Split, pin_source, prepare_source, read_split, source_report
 from proxyrob.source.cifar import CIFAR10_NAMES, CIFAR100_NAMES, check_counts, select_classes, split_of
 from tests.conftest import MakeStage
+from tests.hostile import MARKER, pickled
 from tests.image_files import CIFAR, CLASSES, needs_cifar, write_parquet
 from tests.prepared import prepare, rows_of, splits_of, with_label
 from tests.toys import damage, tiny_split
@@ -172,6 +174,19 @@ def test_a_download_that_fails_says_what_to_do(downloaded: Path, make_stage: Mak
     )
     with pytest.raises(SourceUnavailable, match=message):
         prepare_source(Cifar10Source(num_validation=10), seed=0, stage=make_stage("source"), downloads=downloaded)
+
+
+@pytest.mark.usefixtures("small_cifar")
+def test_another_batch_is_not_unpickled(downloaded: Path, tmp_path: Path, make_stage: MakeStage) -> None:
+    """torchvision's files are pickles: one without the published MD5 sum is never opened, nor is such an archive unpacked."""
+    (downloaded / CIFAR10.base_folder / "data_batch_3").write_bytes(pickled(tmp_path))
+    with tarfile.open(downloaded / CIFAR10.filename, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("../../escaped"))
+    with pytest.raises(SourceUnavailable, match=r"could not be downloaded .*source\.path=FOLDER"):
+        prepare_source(Cifar10Source(num_validation=10), seed=0, stage=make_stage("source"), downloads=downloaded)
+    assert not (tmp_path / MARKER).exists()
+    assert not (tmp_path.parent / "escaped").exists()
+    assert not (tmp_path / "escaped").exists()
 
 
 def test_selected_classes_keep_their_order() -> None:

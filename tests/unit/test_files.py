@@ -14,6 +14,7 @@ import pytest
 from proxyrob.errors import DataIntegrityError
 from proxyrob.storage.files import (
     read_array,
+    read_frame,
     read_header,
     require_writable,
     sha256_of,
@@ -24,7 +25,15 @@ from proxyrob.storage.files import (
     write_table,
     written_whole,
 )
+from proxyrob.storage.stage import Report
 from tests.toys import damage, files_below
+
+
+class Header(Report):
+    """What tables say of themselves here."""
+
+    n: int
+    name: str = ""
 
 
 def _write_half(path: Path) -> None:
@@ -98,7 +107,7 @@ def test_arrays_are_never_pickled(tmp_path: Path) -> None:
         write_array(tmp_path / "objects.npy", np.array([{}], dtype=object))
     assert files_below(tmp_path) == set()
     np.save(tmp_path / "foreign.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
+    with pytest.raises(DataIntegrityError, match=r"foreign\.npy holds pickled Python objects; .*never unpickled"):
         read_array(tmp_path / "foreign.npy")
 
 
@@ -114,18 +123,23 @@ def test_an_array_can_stay_on_disk(tmp_path: Path) -> None:
 
 
 def test_a_table_keeps_its_header_and_types(tmp_path: Path) -> None:
-    """The header travels in the file, and integers that may be missing stay integers."""
-    table = pd.DataFrame({"index": [0, 1], "prediction": pd.array([3, None], dtype="Int64")})
+    """The header travels in the file, and integers that may be missing stay integers; other programs read the same table."""
+    columns = {"index": [0, 1], "prediction": pd.array([3, None], dtype="Int64"), "by": ["σ", None], "none": [None, None]}
+    table = pd.DataFrame({**columns, "hit": pd.array([True, None], dtype="boolean"), "radius": [0.25, 1e-9]})
     write_table(tmp_path / "t.parquet", table, {"n": 5, "name": "σ"})
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), table)
-    assert read_header(tmp_path / "t.parquet") == {"n": 5, "name": "σ"}
+    pd.testing.assert_frame_equal(read_frame(tmp_path / "t.parquet"), table)
+    assert read_header(tmp_path / "t.parquet", Header) == Header(n=5, name="σ")
 
 
 def test_a_table_without_header_is_refused(tmp_path: Path) -> None:
     """A foreign table is not mistaken for one of ours."""
     write_table(tmp_path / "t.parquet", pd.DataFrame({"a": [1]}))
     with pytest.raises(DataIntegrityError, match=r"t\.parquet has no header of proxyrob"):
-        read_header(tmp_path / "t.parquet")
+        read_header(tmp_path / "t.parquet", Header)
+    write_table(tmp_path / "t.parquet", pd.DataFrame({"a": [1]}), {"n": "many"})
+    with pytest.raises(DataIntegrityError, match=r"t\.parquet has another header than expected \(n: .*\); make it again"):
+        read_header(tmp_path / "t.parquet", Header, "make it again")
 
 
 def test_a_file_with_the_recorded_hash_is_accepted(tmp_path: Path) -> None:

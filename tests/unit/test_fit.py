@@ -7,10 +7,10 @@ import pytest
 
 from proxyrob.config import DigitsSource
 from proxyrob.evaluate import require_fit
-from proxyrob.models import adopt_model, identify_model
 from proxyrob.source import ImageSubset, prepare_digits, take_test_images
 from proxyrob.storage import Stage
 from tests.conftest import MakeStage
+from tests.somebody import adopted
 from tests.toys import stage_in, tiny_split, write_source
 
 HERE = "tests.somebody"
@@ -24,15 +24,9 @@ def many_digits(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return stage
 
 
-def _given(name: str, make_stage: MakeStage) -> Stage:
-    stage = make_stage("given", of=name)
-    adopt_model(identify_model(f"{HERE}:{name}"), stage=stage)
-    return stage
-
-
 def test_a_model_that_fits(many_digits: Stage, make_stage: MakeStage) -> None:
     """It is told how many of the first images are right."""
-    fit = require_fit("good", model=_given("good", make_stage), source=many_digits)
+    fit = require_fit("good", model=adopted(make_stage, f"{HERE}:good"), source=many_digits)
     assert fit.clean.n == 64
     assert fit.clean.value > 0.8
 
@@ -58,7 +52,7 @@ def test_a_model_that_fits(many_digits: Stage, make_stage: MakeStage) -> None:
 def test_a_model_that_does_not(name: str, told: str, many_digits: Stage, make_stage: MakeStage) -> None:
     """The error says what was found, what was expected, and what would help."""
     with pytest.raises(ValueError, match=told) as refused:
-        require_fit("theirs", model=_given(name, make_stage), source=many_digits)
+        require_fit("theirs", model=adopted(make_stage, f"{HERE}:{name}"), source=many_digits)
     assert re.match("theirs ", str(refused.value))
 
 
@@ -67,11 +61,11 @@ def test_images_of_other_channels(make_stage: MakeStage, tmp_path: Path) -> None
     source = make_stage("source", shape=3)
     write_source(source, tiny_split(shape=(8, 8, 3)))
     with pytest.raises(ValueError, match=r"does not take images of 3×8×8 \(channels×height×width, float32 in \[0,1\]\)"):
-        require_fit("theirs", model=_given("good", make_stage), source=source)
+        require_fit("theirs", model=adopted(make_stage, f"{HERE}:good"), source=source)
 
 
 def test_few_images_decide_nothing(many_digits: Stage, make_stage: MakeStage) -> None:
     """Of fewer than 32 images even a good model may have as few right as a guess: none is refused for that."""
     few = make_stage("images", count=20)
     take_test_images(ImageSubset(count=20), source=many_digits, stage=few)
-    assert require_fit("guessing", model=_given("guessing", make_stage), source=few).clean.n == 20
+    assert require_fit("guessing", model=adopted(make_stage, f"{HERE}:guessing"), source=few).clean.n == 20

@@ -10,7 +10,7 @@ from proxyrob.config import CnnModel, ResnetModel
 from proxyrob.errors import DataIntegrityError
 from proxyrob.models import (
     ClassifierCard,
-    adopt_model,
+    GivenReport,
     build_classifier,
     identify_model,
     is_given,
@@ -18,18 +18,13 @@ from proxyrob.models import (
     published_card,
     save_classifier,
 )
-from proxyrob.storage import Stage
 from tests.conftest import MakeStage
-from tests.somebody import good, write_onnx_file
+from tests.somebody import adopted, good, write_onnx_file
 from tests.toys import damage, random_images, random_linear
 
 IMAGES, SHAPE = random_images(4), (1, 8, 8)
 CARD = ClassifierCard(model=CnnModel(widths=(4,)), image_shape=SHAPE, num_classes=10, mean=(0.5,), std=(0.3,))
 HERE = "tests.somebody"
-
-
-def _adopt(reference: str, stage: Stage, published_as: str | None = None) -> None:
-    adopt_model(identify_model(reference, published_as), stage=stage)
 
 
 def _ours(folder: Path, card: ClassifierCard = CARD, seed: int = 3) -> Path:
@@ -42,8 +37,8 @@ def _ours(folder: Path, card: ClassifierCard = CARD, seed: int = 3) -> Path:
 def test_weights_of_ours(named: str, tmp_path: Path, make_stage: MakeStage) -> None:
     """Given by their folder or their file, they give the same logits in eval mode after the folder is gone."""
     card = ClassifierCard(model=ResnetModel(widths=(4,)), image_shape=SHAPE, num_classes=10, mean=(0.5,), std=(0.3,))
-    folder, stage = _ours(tmp_path / "theirs", card), make_stage("given")
-    _adopt(str(folder / named), stage)
+    folder = _ours(tmp_path / "theirs", card)
+    stage = adopted(make_stage, str(folder / named))
     for file in folder.iterdir():
         file.unlink()
     assert torch.equal(load_model(stage)(IMAGES), build_classifier(card, 3).eval()(IMAGES))
@@ -52,8 +47,7 @@ def test_weights_of_ours(named: str, tmp_path: Path, make_stage: MakeStage) -> N
 
 def test_a_function(make_stage: MakeStage) -> None:
     """``module:function`` is called again for each use, and has gradients."""
-    stage = make_stage("given")
-    _adopt(f"{HERE}:good", stage)
+    stage = adopted(make_stage, f"{HERE}:good")
     images = IMAGES.clone().requires_grad_(True)
     load_model(stage)(images).sum().backward()
     assert images.grad is not None
@@ -64,18 +58,16 @@ def test_a_module_of_the_working_directory(tmp_path: Path, make_stage: MakeStage
     """It is found although a console script does not look there, and the search path is left as it was."""
     (tmp_path / "theirs_alone.py").write_text("from tests.somebody import good as mine\n")
     monkeypatch.chdir(tmp_path)
-    _adopt("theirs_alone:mine", make_stage("given"))
+    adopted(make_stage, "theirs_alone:mine")
     with pytest.raises(ValueError, match=r"somewhere\.else:f: No module named 'somewhere'; is the module's folder this one"):
         identify_model("somewhere.else:f")
 
 
 def test_a_function_that_returns_another_model(make_stage: MakeStage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other weights than at the beginning are noticed, when it is adopted and when it is loaded."""
-    stage = make_stage("given")
     with pytest.raises(DataIntegrityError, match=r"returned another model .* draw none at random"):
-        _adopt(f"{HERE}:drawn", stage)
-    assert stage.record() is None
-    _adopt(f"{HERE}:good", stage)
+        adopted(make_stage, f"{HERE}:drawn")
+    stage = adopted(make_stage, f"{HERE}:good")
     monkeypatch.setattr(f"{HERE}.good", lambda: random_linear(seed=1))
     with pytest.raises(DataIntegrityError, match="returned another model"):
         load_model(stage)
@@ -83,8 +75,10 @@ def test_a_function_that_returns_another_model(make_stage: MakeStage, monkeypatc
 
 def test_an_onnx_file(tmp_path: Path, make_stage: MakeStage) -> None:
     """An ONNX file gives the logits of its network, says that it has no gradients, and is known by its content."""
-    stage, path = make_stage("given"), write_onnx_file(tmp_path / "theirs.onnx")
-    report = adopt_model(identify_model(str(path)), stage=stage)
+    path = write_onnx_file(tmp_path / "theirs.onnx")
+    stage = adopted(make_stage, str(path))
+    report = stage.finished(GivenReport)
+    assert report is not None
     path.unlink()
     assert not report.has_gradients
     model = load_model(stage)
@@ -101,13 +95,12 @@ def test_a_published_checkpoint(tmp_path: Path, make_stage: MakeStage, monkeypat
     monkeypatch.setattr("proxyrob.models.published.PUBLISHED", {"Small": small})
     network = build_classifier(small, 5)
     torch.save(network.network.state_dict(), tmp_path / "theirs.pt")
-    stage = make_stage("given")
-    _adopt(str(tmp_path / "theirs.pt"), stage, "Small")
+    stage = adopted(make_stage, str(tmp_path / "theirs.pt"), "Small")
     images = random_images(2, shape=(3, 32, 32))
     assert torch.equal(load_model(stage)(images), network.eval()(images))
     torch.save(random_linear().state_dict(), tmp_path / "other.pt")
     with pytest.raises(DataIntegrityError, match=r"does not hold a cnn .*: is missing: .*; is not expected: weight"):
-        _adopt(str(tmp_path / "other.pt"), make_stage("given", other=1), "Small")
+        adopted(make_stage, str(tmp_path / "other.pt"), "Small")
 
 
 def test_a_pickle_is_never_loaded(tmp_path: Path, make_stage: MakeStage) -> None:
@@ -116,7 +109,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path, make_stage: MakeStage) -> None
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"a": Path("b")}))
     for name in ("whole.pt", "plain.pkl"):
         with pytest.raises(DataIntegrityError, match=r"a pickled model is never loaded: save its weights instead"):
-            _adopt(str(tmp_path / name), make_stage("given", of=name), "Sehwag2021Proxy_R18")
+            adopted(make_stage, str(tmp_path / name), "Sehwag2021Proxy_R18")
 
 
 def test_identity_is_that_of_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +154,7 @@ def test_onnx_files_that_cannot_be_used(tmp_path: Path, make_stage: MakeStage) -
     """No ONNX at all, and one that takes one image at a time, are refused by name."""
     (tmp_path / "broken.onnx").write_bytes(b"not a model")
     with pytest.raises(DataIntegrityError, match=r"broken\.onnx cannot be read as an ONNX model"):
-        _adopt(str(tmp_path / "broken.onnx"), make_stage("given"))
+        adopted(make_stage, str(tmp_path / "broken.onnx"))
     one = write_onnx_file(tmp_path / "one.onnx", batch=1)
     with pytest.raises(DataIntegrityError, match="takes 1 images at a time and no other number"):
-        _adopt(str(one), make_stage("given", batch=1))
+        adopted(make_stage, str(one))
