@@ -5,10 +5,10 @@
 
 The services of `deployments/compose.yaml` are started as processes of this machine (PostgreSQL from the system, OpenStack Swift
 as S3), with passwords, and started again when they end, as the file's `restart: unless-stopped` says. The `digits` deployment
-is triggered on a schedule, each time with another seed. While a run goes on, at a moment drawn at random, one thing is killed
-with SIGKILL (or the disk is filled for half a minute); nobody helps afterwards, but a run that has plainly failed is started
-again, as a person would. At the end every run's tables are read image by image and held against MLflow, the registry, and the
-same runs undisturbed (`--undisturbed`, on by default); whatever belongs to nobody is listed.
+is triggered by schedules, one run after the other, each with another seed. While a run goes on, at a moment drawn at random,
+one thing is killed with SIGKILL (or the disk is filled for half a minute); nobody helps afterwards, but a run that has plainly
+failed is started again, as a person would. At the end every run's tables are read image by image and held against MLflow, the
+registry, and the same runs undisturbed (unless `--no-undisturbed`); whatever belongs to nobody is listed.
 
 The disk is a file system in memory of its own (needs root; skipped otherwise).
 """
@@ -48,7 +48,8 @@ from tests.e2e.conftest import TINY
 from tests.s3_server import S3Server
 
 DISK_BYTES, DISK_FULL_S = 400 << 20, 30.0
-FIRST_AFTER_S = 60.0
+AFTER_S = 10.0
+"""How long after the end of a run the next one is scheduled for."""
 RUN_PATIENCE_S = 1800.0
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 CONTROL = "nothing"
@@ -135,18 +136,13 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def schedule_runs(services: Services, deployment: str, preset: str, seeds: range, every_s: float) -> None:
-    """A schedule for each seed that triggers the deployment once."""
-    first = datetime.now(UTC) + timedelta(seconds=FIRST_AFTER_S)
-    schedules = []
-    for seed in seeds:
-        moment = first + timedelta(seconds=seed * every_s)
-        rule = f"DTSTART:{moment:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=DAILY;COUNT=1"
-        parameters = {"preset": preset, "changes": [f"seed={seed}"]}
-        schedules.append({"schedule": {"rrule": rule}, "active": True, "parameters": parameters, "slug": f"soak-{seed}"})
-    answer = services.ask(f"deployments/{deployment}/schedules", schedules)
-    if not answer.is_good:
-        raise RuntimeError(f"the schedules were refused: {answer.content}")
+def schedule_run(services: Services, deployment: str, preset: str, seed: int) -> None:
+    """A schedule that triggers the deployment once, soon, with a seed. Raises ``TimeoutError`` when it is not taken."""
+    moment = datetime.now(UTC) + timedelta(seconds=AFTER_S)
+    rule = f"DTSTART:{moment:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=DAILY;COUNT=1"
+    parameters = {"preset": preset, "changes": [f"seed={seed}"]}
+    schedule = {"schedule": {"rrule": rule}, "active": True, "parameters": parameters, "slug": f"soak-{seed}"}
+    wait_until(lambda: services.ask(f"deployments/{deployment}/schedules", [schedule]).is_good, RUN_PATIENCE_S, "a schedule")
 
 
 def find_run(services: Services, deployment: str, seed: int) -> Row | None:
@@ -164,7 +160,7 @@ def attend(services: Services, deployment: str, seed: int, kind: str, faults: Fa
         run = find_run(services, deployment, seed)
         return run is not None and run["state_type"] in states
 
-    wait_until(lambda: is_in({"RUNNING"}), RUN_PATIENCE_S, f"the start of seed {seed}")
+    wait_until(lambda: is_in({"RUNNING", *ENDED}), RUN_PATIENCE_S, f"the start of seed {seed}")
     started = time.monotonic()
     row: Row = {"seed": seed, "fault": kind, "after_s": round(moment_s, 1), "retriggered": False}
     if kind != CONTROL:
@@ -248,7 +244,6 @@ def summarise(rows: list[Row], audited: Row) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, help="how often the deployment is triggered (default: 12, quick: 10)")
-    parser.add_argument("--every", type=float, help="seconds between the scheduled moments (default: 240, quick: 60)")
     parser.add_argument("--quick", action="store_true", help="a small pipeline in place of digits")
     parser.add_argument("--no-undisturbed", dest="undisturbed", action="store_false", help="leave the undisturbed runs out")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the faults")
@@ -273,10 +268,10 @@ def main() -> None:
 def soak(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> tuple[list[Row], Row]:
     """The whole: the runs undisturbed, the stack, the schedule, the faults, the audit."""
     drawn = random.Random(arguments.seed)  # noqa: S311  (moments, not secrets)
-    preset, every_s, longest_s = "digits", 240.0, 90.0
+    preset, longest_s = "digits", 90.0
     if arguments.quick:
         (folder / "tiny.yaml").write_text(TINY)
-        preset, every_s, longest_s = str(folder / "tiny.yaml"), 60.0, 8.0
+        preset, longest_s = str(folder / "tiny.yaml"), 8.0
     disk = stack.enter_context(small_disk(folder / "home"))
     for name in ("services", "s3"):
         (folder / name).mkdir()
@@ -295,11 +290,10 @@ def soak(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> tuple
     settings = Settings()
     prepare_environment(settings)
     deployment = services.ask("deployments/name/proxyrob/digits").content["id"]
-    schedule_runs(services, deployment, preset, runs, arguments.every or every_s)
-    print(f"{len(runs)} runs are scheduled", flush=True)
-    rows = [
-        attend(services, deployment, seed, kinds[seed % len(kinds)], faults, drawn.uniform(1.0, longest_s)) for seed in runs
-    ]
+    rows = []
+    for seed in runs:
+        schedule_run(services, deployment, preset, seed)
+        rows.append(attend(services, deployment, seed, kinds[seed % len(kinds)], faults, drawn.uniform(1.0, longest_s)))
     found = summarise(rows, audit(services, settings, rows, preset, undisturbed))
     services.stop()
     found["orphans"] += [f"process: {' '.join(process.cmdline())[:120]}" for process in find_marked(services.mark)]

@@ -70,8 +70,9 @@ def wait_for_stop(device: str, should_stop: Callable[[], bool], on_progress: OnP
 
 
 def fail_in_the_second(how: str, device: str, should_stop: Callable[[], bool], on_progress: OnProgress) -> None:
-    """The second process fails while the first waits for it."""
+    """The second process fails, after both have said who they are, while the first waits for it."""
     on_progress(os.getpid(), 0)
+    dist.barrier()
     if dist.get_rank() == 0:
         dist.barrier()
     elif how == "error":

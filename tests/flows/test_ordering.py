@@ -27,18 +27,18 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-async def _running_since(moment: datetime) -> UUID:
-    """The state of a flow run that went on at that moment."""
+async def _running_since(moment: datetime, *, kind: StateType = StateType.RUNNING, by_schedule: bool = False) -> UUID:
+    """The state of a flow run that began at that moment, of a run that goes on unless it is said otherwise."""
     database = provide_database_interface()
     await database.create_db()
     async with database.session_context(begin_transaction=True) as session:
-        flow = database.Flow(name=str(moment))
+        flow = database.Flow(name=f"{moment} {kind} {by_schedule}")
         session.add(flow)
         await session.flush()
-        run = database.FlowRun(flow_id=flow.id)
+        run = database.FlowRun(flow_id=flow.id, auto_scheduled=by_schedule)
         session.add(run)
         await session.flush()
-        state = database.FlowRunState(flow_run_id=run.id, type=StateType.RUNNING, name="Running", timestamp=moment)
+        state = database.FlowRunState(flow_run_id=run.id, type=kind, name=kind.value.capitalize(), timestamp=moment)
         session.add(state)
         await session.flush()
         return state.id
@@ -83,3 +83,15 @@ def test_a_state_of_this_server_s_time_is_waited_for() -> None:
         return await _is_looked_at(await _running_since(ordering.STARTED + timedelta(seconds=5)))
 
     assert not asyncio.run(ask())
+
+
+@pytest.mark.usefixtures("database")
+def test_no_event_says_that_a_schedule_made_a_run() -> None:
+    """What follows is looked at; but that a run was scheduled by somebody else is said, and waited for."""
+
+    async def ask(*, by_schedule: bool) -> bool:
+        since = ordering.STARTED + timedelta(seconds=6)
+        return await _is_looked_at(await _running_since(since, kind=StateType.SCHEDULED, by_schedule=by_schedule))
+
+    assert asyncio.run(ask(by_schedule=True))
+    assert not asyncio.run(ask(by_schedule=False))
