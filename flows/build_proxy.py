@@ -67,9 +67,10 @@ def _submit_samples(plan: Plan, proxy: ProxyStages, source: Future) -> Future:
     if isinstance(proxy.config, PublishedProxy):
         given = {"config": proxy.config, "source": plan.source, "images": proxy.images_at}
         return submit_stage(adopt_samples, proxy.samples, label, after=[source], **given)
-    given = {"config": proxy.config, "source": plan.source, "seed": plan.config.seed, "device": device}
+    given = {"config": proxy.config, "source": plan.source, "seed": plan.config.seed}
     fitted = source
-    if proxy.fit is not None:
+    if proxy.fit is not None:  # what is not fitted computes on no device either
+        given["device"] = device
         fitted = submit_stage(fit_diffusion, proxy.fit, _label("proxy", plan, proxy), after=[source], **given)
     return submit_stage(
         sample_proxy,

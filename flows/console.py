@@ -74,7 +74,9 @@ def work_in_child(function: Any, label: str, *, on_device: bool = True, **argume
     """One library function in a process of its own, with a progress bar, without Prefect."""
     settings = prepare_settings()
     from flows.running.display import TerminalDisplay
-    from flows.running.workers import run_in_child, warm_up
+    from flows.running.fitting import largest_batch, run_fitting
+    from flows.running.gpus import Gpus, find_gpus
+    from flows.running.workers import warm_up
     from proxyrob.device import resolve_device
 
     with failures():
@@ -82,12 +84,18 @@ def work_in_child(function: Any, label: str, *, on_device: bool = True, **argume
             arguments["device"] = str(resolve_device(settings.device))
         warm_up(settings.threads)
         stop_children_on_signals()
-        with TerminalDisplay(console) as display:
-            return run_in_child(
+        gpus = Gpus(settings.gpus, find_gpus(arguments.get("device", "cpu")))
+        with (
+            TerminalDisplay(console) as display,
+            gpus.placed(arguments, label, on_wait=lambda holders: display.note(f"{label}: {holders}")) as placed,
+        ):
+            return run_fitting(
                 function,
+                largest=largest_batch(arguments),
+                note=lambda text: display.note(f"{label}: {text}"),
                 threads=settings.threads,
                 on_progress=lambda done, total, **figures: display.progress(label, done, total, **figures),
-                **arguments,
+                **placed,
             )
 
 

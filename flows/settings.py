@@ -124,6 +124,11 @@ class Settings(BaseSettings):
         return self.home.absolute() / "stack"
 
     @property
+    def gpus(self) -> Path:
+        """Which GPUs are taken, and by whom."""
+        return self.home.absolute() / "gpus"
+
+    @property
     def downloads(self) -> Path:
         """Data sets that were downloaded."""
         return self.home.absolute() / "downloads"

@@ -19,6 +19,10 @@ class NonFiniteLoss(ArithmeticError):
     """Training diverged; the message names the step and the images of the batch."""
 
 
+class OutOfMemory(RuntimeError):
+    """The memory of a GPU or of the host ran out; the same call may succeed with fewer images at once."""
+
+
 class ParityError(ValueError):
     """An exported model does not equal the model it was exported from."""
 

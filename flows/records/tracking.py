@@ -125,6 +125,7 @@ class Tracker:
         self._inputs(run_id, [describe_dataset(plan.source, "training")])
         self.client.log_text(run_id, read_manifest(proxy.images_at).content().decode(), "tables/manifest.json")
         self.client.set_tag(run_id, "proxyrob.images", proxy.images_at.uri)
+        self._say_held(run_id, *([] if proxy.fit is None else [proxy.fit]), proxy.samples, proxy.labels)
         self.client.set_tag(run_id, NOTE_TAG, describe_proxy(proxy.name, figures))
         self.client.set_terminated(run_id, FINISHED)
 
@@ -169,6 +170,7 @@ class Tracker:
         sanity = report_of(stages.sanity, SanityReport)
         self.client.set_tag(run_id, "proxyrob.sanity", "passed" if sanity.passed else "failed")
         self.client.set_tag(run_id, NOTE_TAG, describe_variant(plan, variant))
+        self._say_held(run_id, stages.train, stages.smooth, stages.evaluate, stages.sanity, stages.certify)
         inputs = [describe_dataset(plan.source, "training"), describe_dataset(plan.source, "evaluation")]
         if variant == "mixed":
             inputs += [describe_dataset(proxy.samples, "training", proxy.images_at.uri) for proxy in plan.proxies]
@@ -321,6 +323,13 @@ class Tracker:
         moment = int(record.finished_at * 1000)
         metrics = [Metric(name, value, moment, 0, model_id=model_id, run_id=run_id) for name, value in figures.items()]
         log_metrics(self.client, run_id, metrics)
+
+    def _say_held(self, run_id: str, *stages: Stage) -> None:
+        """How many images each stage held at once for which memory had run out."""
+        for stage in stages:
+            record = stage.record()
+            if record is not None and record.held_at_once is not None:
+                self.client.set_tag(run_id, f"proxyrob.held_at_once.{stage.name}", str(record.held_at_once))
 
     def _inputs(self, run_id: str, datasets: Iterable[DatasetInput]) -> None:
         self.client.log_inputs(run_id, datasets=list(datasets))

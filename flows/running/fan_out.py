@@ -30,6 +30,9 @@ GRACE_S = 10.0
 DESERTED_S = 120.0
 """How long a stage waits for nodes when the cluster has none."""
 
+RETRY_AFTER_S = (2.0, 10.0, 30.0, 60.0, 120.0)
+"""How long to wait before each further try of a stage or a part: in all, as long as a server or a store takes to come back."""
+
 ENGINES = frozenset({"distributed", "ray", "concurrent"})
 """Whose exceptions say that a task was lost: of those that the work itself raises none is from there."""
 
@@ -83,7 +86,13 @@ class Part:
         return lost or type(self.outcome).__module__.partition(".")[0] in ENGINES
 
 
-@task(persist_result=False, cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2.0, 10.0], retry_jitter_factor=0.3)
+@task(
+    persist_result=False,
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_AFTER_S),
+    retry_delay_seconds=list(RETRY_AFTER_S),
+    retry_jitter_factor=0.3,
+)
 def do_part(
     call: CallPart,
     function: Callable[..., Report],
@@ -100,7 +109,7 @@ def do_part(
     answer = Answer(signs, number)
     given: dict[str, Any] = {"stage": stage, "arguments": arguments, "threads": threads}
     try:
-        return call(function, **given, on_progress=answer.tell, is_wanted=answer.is_wanted)
+        return call(function, **given, on_progress=answer.tell, is_wanted=answer.is_wanted, note=get_run_logger().warning)
     except Stopped:
         if answer.is_wanted():
             raise

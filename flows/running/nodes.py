@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.running.workers import KEEP_BUFFERS, run_in_child, warm_up
+from flows.running.fitting import largest_batch, run_fitting
+from flows.running.workers import CHILDREN, warm_up
 from flows.settings import Settings
 from proxyrob.device import resolve_device
 from proxyrob.storage import Report, open_store
@@ -61,14 +62,17 @@ def call_on_node(
     threads: int,
     on_progress: OnProgress,
     is_wanted: Callable[[], bool],
+    note: Callable[[str], None],
 ) -> Report:
     """Call a library function in a child process of this node, on the node's own device (``PROXYROB_DEVICE``)."""
     current_process().daemon = False  # Dask's nanny makes its workers daemons, which may have no children; ours end with them
     # Dask and Ray set some of these for small tasks of their own
-    os.environ.update(KEEP_BUFFERS, OMP_NUM_THREADS=str(threads))
+    os.environ.update(CHILDREN, OMP_NUM_THREADS=str(threads))
     warm_up(threads)
-    return run_in_child(
+    return run_fitting(
         _call_on_device,
+        largest=largest_batch(arguments),
+        note=note,
         threads=threads,
         on_progress=on_progress,
         is_wanted=is_wanted,

@@ -1,8 +1,6 @@
 """A stage of the library as a Prefect task: cached by digest, retried by cause, run in a process of its own."""
 
 import asyncio
-import heapq
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
@@ -14,7 +12,7 @@ from typing import Any, get_type_hints
 from uuid import UUID
 
 from filelock import FileLock
-from prefect import Task, task
+from prefect import Task, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.exceptions import TerminationSignal
@@ -24,9 +22,12 @@ from prefect.states import Completed
 from flows.running.attempts import begin_attempt
 from flows.running.cluster import enter_crew
 from flows.running.display import Display, QuietDisplay
-from flows.running.fan_out import Crew, share_out
+from flows.running.fan_out import RETRY_AFTER_S, Crew, share_out
+from flows.running.fitting import largest_batch, run_fitting
+from flows.running.gpus import Gpus, find_gpus
 from flows.running.nodes import call_on_node
-from flows.running.workers import WorkerDied, run_in_child, stopping, warm_up
+from flows.running.slots import PrioritySlots
+from flows.running.workers import WorkerDied, stopping, warm_up
 from flows.settings import Settings
 from proxyrob.device import require_devices, resolve_device
 from proxyrob.errors import SourceUnavailable
@@ -35,40 +36,18 @@ from proxyrob.storage import Report, Stage
 CACHED = "Cached"
 """The state of a stage that was done before; as Prefect calls it."""
 
+DEATHS = 2
+"""How many processes of a stage may die before it fails: what kills a third is in the stage, or in what it is given."""
+
 UI_INTERVAL_S = 2.0
 SHOWN_FIGURES = 2
 
 OnFigures = Callable[[int, dict[str, float]], None]
 
 
-class PrioritySlots:
-    """A bounded number of workers; of those that wait, the one with the lowest priority number goes first."""
-
-    def __init__(self, slots: int) -> None:
-        self._free = slots
-        self._waiting: list[int] = []
-        self._changed = threading.Condition()
-
-    @contextmanager
-    def take(self, priority: int) -> Iterator[None]:
-        """Wait for a slot, hold it for the block."""
-        with self._changed:
-            heapq.heappush(self._waiting, priority)
-            self._changed.wait_for(lambda: self._free > 0 and self._waiting[0] == priority)
-            heapq.heappop(self._waiting)
-            self._free -= 1
-            self._changed.notify_all()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += 1
-                self._changed.notify_all()
-
-
 @dataclass
 class Session:
-    """What the tasks of one flow run share: the environment, the display and the workers, perhaps those of a cluster.
+    """What the tasks of one flow run share: the environment, the display, the workers, perhaps of a cluster, and the GPUs.
 
     Raises ``ValueError`` when a training is to have more processes than there are GPUs.
     """
@@ -78,11 +57,13 @@ class Session:
     display: Display
     slots: PrioritySlots = field(init=False)
     crew: Crew | None = field(default=None, init=False)
+    gpus: Gpus = field(init=False)
     submitted: dict[str, "Submitted"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_devices(self.device, self.settings.processes)
         self.slots = PrioritySlots(self.settings.workers)
+        self.gpus = Gpus(self.settings.gpus, find_gpus(self.device))
 
 
 @dataclass(frozen=True)
@@ -140,11 +121,13 @@ def _children_end_with_it() -> Iterator[None]:
         raise
 
 
-def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Retry only what may succeed on a second try: an unreachable source, a process that was killed."""
+def is_transient(_task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Retry only what may succeed on another try: an unreachable source or store, and a few times a process that was killed."""
     try:
         state.result()
-    except (SourceUnavailable, WorkerDied, ChildProcessError, ConnectionError):
+    except (WorkerDied, ChildProcessError):
+        return run.run_count <= DEATHS
+    except (SourceUnavailable, ConnectionError):
         return True
     except BaseException:  # any other cause, also an interrupt, would only fail again
         return False
@@ -153,8 +136,8 @@ def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> boo
 
 @task(
     persist_result=False,
-    retries=2,
-    retry_delay_seconds=[2.0, 10.0],
+    retries=len(RETRY_AFTER_S),
+    retry_delay_seconds=list(RETRY_AFTER_S),
     retry_jitter_factor=0.3,
     retry_condition_fn=is_transient,
 )
@@ -177,6 +160,7 @@ def run_stage(
         return Completed(name=CACHED, data=report)
     session = current_session()
     stage.folder.mkdir(parents=True, exist_ok=True)
+    reporter = _Reporter(session.display, label, stage, on_figures)
     if sharded and session.crew is not None:
         with FileLock(stage.folder / ".lock"):
             return share_out(
@@ -185,23 +169,44 @@ def run_stage(
                 stage,
                 label,
                 arguments,
-                call=call_on_node if session.crew.is_remote else partial(_call_here, session, priority),
+                call=call_on_node if session.crew.is_remote else partial(_call_here, session, label, priority),
                 threads=session.settings.threads,
                 retry_condition=is_transient,
-                on_progress=_Reporter(session.display, label, stage, on_figures),
+                on_progress=reporter,
             )
-    with session.slots.take(priority), FileLock(stage.folder / ".lock"):  # another run may be at the same stage
-        tell = _Reporter(session.display, label, stage, on_figures)
-        return run_in_child(
-            function, threads=session.settings.threads, on_progress=tell, stoppable=stoppable, stage=stage, **arguments
+    with FileLock(stage.folder / ".lock"):  # another run may be at the same stage
+        return _call_here(
+            session,
+            label,
+            priority,
+            function,
+            arguments=arguments,
+            threads=session.settings.threads,
+            on_progress=reporter,
+            stoppable=stoppable,
+            stage=stage,
+            note=get_run_logger().warning,
         )
 
 
-def _call_here(session: Session, priority: int, function: Callable[..., Report], **given: Any) -> Report:
-    """Be a worker that shares a stage with others, on this machine."""
-    arguments = given.pop("arguments")
-    with session.slots.take(priority):
-        return run_in_child(function, **given, **arguments)
+def _call_here(
+    session: Session,
+    label: str,
+    priority: int,
+    function: Callable[..., Report],
+    *,
+    arguments: dict[str, Any],
+    note: Callable[[str], None],
+    **given: Any,
+) -> Report:
+    """Do a stage, or share it with others, on this machine: as soon as a GPU is free, if it needs any, and a worker is."""
+
+    def say(text: str) -> None:
+        session.display.note(f"{label}: {text}")
+        note(text)
+
+    with session.gpus.placed(arguments, label, priority=priority, on_wait=say) as placed, session.slots.take(priority):
+        return run_fitting(function, largest=largest_batch(arguments), note=say, **given, **placed)
 
 
 def submit_stage(

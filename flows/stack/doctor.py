@@ -265,6 +265,22 @@ def check_versions(around: Surroundings) -> Iterator[Finding]:
         yield Finding("fine", "packages", f"{len(wanted)} requirements fit")
 
 
+def check_gpus(around: Surroundings) -> Iterator[Finding]:
+    """Which GPUs stages compute on, and who has them."""
+    from flows.running.gpus import Gpus, find_gpus  # not at the top, nor torch: whoever has none need not wait for them
+    from proxyrob.device import resolve_device
+
+    try:
+        gpus = find_gpus(str(resolve_device(around.settings.device)))
+    except ValueError as error:
+        yield Finding("problem", "device", str(error), "correct PROXYROB_DEVICE or CUDA_VISIBLE_DEVICES")
+        return
+    if not gpus:
+        yield Finding("fine", "device", "stages compute on the CPU")
+    for gpu, holder in Gpus(around.settings.gpus, gpus).holders().items():
+        yield Finding("fine", f"GPU {gpu.token}", "free" if holder is None else f"taken, {holder.describe()}")
+
+
 def check_room(around: Surroundings) -> Iterator[Finding]:
     """Whether the disk has room for checkpoints and samples."""
     free = shutil.disk_usage(around.settings.store).free / 1e9
@@ -323,6 +339,7 @@ CHECKS: tuple[Callable[[Surroundings], Iterator[Finding]], ...] = (
     check_slots,
     check_runs,
     check_versions,
+    check_gpus,
     check_room,
     check_data,
     check_cluster,

@@ -15,7 +15,7 @@ from proxyrob.attacks import attack_pgd
 from proxyrob.certify.votes import count_votes_of_several
 from proxyrob.config.certify import SmoothAttackConfig
 from proxyrob.intervals import Measured, measure_share
-from proxyrob.models import FoldedCopy, hash_inputs, load_model
+from proxyrob.models import FoldedCopy, hash_inputs, in_pieces, load_model
 from proxyrob.rng import Streams
 from proxyrob.source import read_rows, read_split, source_report
 from proxyrob.storage import DataPlace, Report, Stage
@@ -93,7 +93,7 @@ def _attack(
     split, in_whole = read_split(source, "test").first(config.num_images), read_rows(source)
     images, labels = split.images.to(device), split.targets.to(device)
     classifier = load_model(model, device)
-    network = FoldedCopy(classifier, getattr(torch, config.precision), example=images[:2])
+    network = in_pieces(FoldedCopy(classifier, getattr(torch, config.precision), example=images[:2]))
     about = {
         "attack": config.dump(),
         "sigma": sigma,

@@ -13,7 +13,7 @@ from proxyrob.certify.certificates import CERTIFICATES, CertificateHeader, Certi
 from proxyrob.certify.sequential import SequentialDesign, certify_sequentially, design_looks
 from proxyrob.certify.votes import count_votes
 from proxyrob.config.certify import CertifyConfig, FixedMethod, SequentialMethod
-from proxyrob.models import FoldedCopy, hash_inputs, load_model
+from proxyrob.models import FoldedCopy, hash_inputs, in_pieces, load_model
 from proxyrob.rng import Streams
 from proxyrob.source import ImageSubset, read_rows, read_split, source_report
 from proxyrob.storage import DataPlace, Stage
@@ -72,7 +72,7 @@ def _certify(
     config.require_reachable(sigma, num_values)
     design = _design(config, sigma, num_values)
     classifier = load_model(model, device)
-    network = FoldedCopy(classifier, getattr(torch, config.precision), example=images[:2])
+    network = in_pieces(FoldedCopy(classifier, getattr(torch, config.precision), example=images[:2]))
     about = {
         "certify": config.dump(),
         "sigma": sigma,

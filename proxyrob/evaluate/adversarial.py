@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from proxyrob.attacks import Attacked
 from proxyrob.device import eval_mode
 from proxyrob.errors import DataIntegrityError
+from proxyrob.memory import at_most
 from proxyrob.storage import Report
 from proxyrob.storage.bounded import open_table, read_table
 from proxyrob.storage.files import HEADER, read_header, written_whole
@@ -70,7 +71,7 @@ def predict_classes(
     if not len(images):
         return torch.zeros(0, dtype=torch.int64)
     with eval_mode(model):
-        return torch.cat([model(batch.to(device)).argmax(1).cpu() for batch in images.split(batch_size)])
+        return torch.cat([model(batch.to(device)).argmax(1).cpu() for batch in images.split(at_most(batch_size))])
 
 
 def tabulate_unit(

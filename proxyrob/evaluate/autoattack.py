@@ -16,7 +16,7 @@ from proxyrob.evaluate.adversarial import ENCODING, AdversarialImages, read_unit
 from proxyrob.evaluate.binding import describe_inputs
 from proxyrob.evaluate.ensemble import STANDARD_ATTACKS, Ensemble, Mode
 from proxyrob.evaluate.progress import AttackProgress, Metered
-from proxyrob.models import FoldedCopy
+from proxyrob.models import FoldedCopy, in_pieces
 from proxyrob.storage import DataPlace
 from proxyrob.storage.shared import SharedTables
 from proxyrob.threat import Threat
@@ -75,8 +75,9 @@ def run_autoattack(
     Raises ``CheckpointMismatch`` when ``units`` holds other work, ``DataIntegrityError`` when an attack leaves its threat
     model or the units do not cover the images, and ``EndedElsewhere`` when ``has_ended`` says so.
     """
+    read = in_pieces(model)
     with torch.inference_mode(), eval_mode(model):
-        logits = torch.cat([model(batch.to(device)).cpu() for batch in images.split(batch_size)])
+        logits = torch.cat([read(batch.to(device)).cpu() for batch in images.split(batch_size)])
     ensemble = Ensemble(logits.shape[1], mode)
     standing = (logits.argmax(1) == labels).numpy()
     required = None if target is None else math.ceil(target * len(labels) - 1e-9)
@@ -89,11 +90,11 @@ def run_autoattack(
     work = SharedTables(units, about, has_ended, ENCODING)
     progress = AttackProgress(ensemble, len(labels), on_progress)
     reader = model if mode == "black-box" else FoldedCopy(model, ensemble.precision, example=images[:2].to(device))
-    search = Metered(reader, progress)
+    search = Metered(in_pieces(reader), progress)
 
     def confirm(found: Float[Tensor, "m c h w"], own: Int64[Tensor, " m"]) -> Bool[Tensor, " m"]:
         with torch.inference_mode(), eval_mode(model):
-            return model(found).argmax(1) != own
+            return read(found).argmax(1) != own
 
     def attack_unit(part: _Round, name: str) -> pa.Table:
         rows = part.units[name]

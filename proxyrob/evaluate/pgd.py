@@ -15,6 +15,7 @@ from proxyrob.device import eval_mode
 from proxyrob.errors import DataIntegrityError
 from proxyrob.evaluate.adversarial import ENCODING, AdversarialImages, read_unit, tabulate_unit
 from proxyrob.evaluate.binding import describe_inputs
+from proxyrob.models import in_pieces
 from proxyrob.rng import Streams
 from proxyrob.source import Split
 from proxyrob.storage import DataPlace, Stage
@@ -53,12 +54,14 @@ class PgdRun:
             f"batch-{k:04d}": np.arange(start, min(start + config.batch_size, len(labels))) for k, start in enumerate(starts)
         }
 
+        read = in_pieces(model)
+
         def attack_unit(name: str) -> pa.Table:
             rows = self._units[name]
             chosen = torch.from_numpy(rows)
             x, y = images[chosen].to(device), labels[chosen].to(device)
             attacked: Float[Tensor, "b c h w"] = attack_pgd(
-                model,
+                read,
                 x,
                 lambda logits: F.cross_entropy(logits, y, reduction="sum"),
                 threat,
@@ -67,7 +70,7 @@ class PgdRun:
                 generator=streams.torch("evaluate/pgd", device, batch=int(rows[0])),
             )
             with torch.inference_mode(), eval_mode(model):
-                fooled = (model(attacked).argmax(1) != y) & torch.from_numpy(correct[rows]).to(device)
+                fooled = (read(attacked).argmax(1) != y) & torch.from_numpy(correct[rows]).to(device)
             return tabulate_unit(model, rows, images[chosen], labels[chosen], Attacked(attacked, fooled), threat, self.name)
 
         self._work.tabulate(list(self._units), attack_unit)

@@ -23,7 +23,7 @@ from proxyrob.evaluate.masking import (
 )
 from proxyrob.evaluate.verdicts import read_verdicts, robust_rows
 from proxyrob.label import LabelReport
-from proxyrob.models import is_given, load_model
+from proxyrob.models import in_pieces, is_given, load_model
 from proxyrob.rng import Streams
 from proxyrob.source import Split, read_split, source_report
 from proxyrob.storage import Report, Stage
@@ -81,7 +81,7 @@ def check_sanity(
     started, streams = time.monotonic(), Streams(seed)
     split = read_split(source, "test")
     first = split.first(NUM_IMAGES)
-    classifier = load_model(model, device)
+    classifier = in_pieces(load_model(model, device))
     table, header = read_verdicts(evaluation)
     pgd_name = next((name for name in header.attacks if name.startswith("pgd-")), None)
     threat = parse_threat(f"{header.norm}:{header.epsilon}")
@@ -110,7 +110,7 @@ def check_sanity(
             on_progress=lambda done, total, **figures: on_progress(len(CURVE_SHARES) + done, length),
         )
     )
-    other = None if twin is None else load_model(twin, device)
+    other = None if twin is None else in_pieces(load_model(twin, device))
     generator = streams.torch("evaluate/transfer", device)
     checks += [
         attack_through_twin(classifier, other, images, targets, threat, generator=generator),

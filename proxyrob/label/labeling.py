@@ -11,6 +11,7 @@ from scipy import stats
 from proxyrob.errors import DataIntegrityError
 from proxyrob.label.leaks import LeakFinder
 from proxyrob.label.rule import GIVEN, LEAK, UNSURE, apply_rule
+from proxyrob.memory import at_most
 from proxyrob.models import Classifier, load_classifier
 from proxyrob.shards import (
     INDEX,
@@ -210,7 +211,8 @@ def suspicious_shards(index: SideIndex) -> tuple[str, ...]:
 @torch.inference_mode()
 def _probabilities(labeler: Classifier, images: UInt8[np.ndarray, "n h w c"], device: str) -> Float[np.ndarray, "n k"]:
     parts = []
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = as_images(images[start : start + BATCH_SIZE]).to(device)
+    size = at_most(BATCH_SIZE)
+    for start in range(0, len(images), size):
+        batch = as_images(images[start : start + size]).to(device)
         parts.append(labeler(batch).softmax(dim=1).cpu().numpy())
     return np.concatenate(parts)

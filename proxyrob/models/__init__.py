@@ -23,6 +23,7 @@ from proxyrob.models.given import (
 )
 from proxyrob.models.hashing import hash_inputs
 from proxyrob.models.onnx_files import read_onnx, require_whole_onnx
+from proxyrob.models.pieces import InPieces, in_pieces
 from proxyrob.models.published import PUBLISHED, load_published, published_card
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ClassifierCard",
     "FoldedCopy",
     "GivenReport",
+    "InPieces",
     "ModelIdentity",
     "OnnxModel",
     "adopt_model",
@@ -40,6 +42,7 @@ __all__ = [
     "channel_statistics",
     "hash_inputs",
     "identify_model",
+    "in_pieces",
     "is_given",
     "load_classifier",
     "load_model",

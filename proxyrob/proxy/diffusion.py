@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from proxyrob.config.proxy import DiffusionProxy
 from proxyrob.errors import DataIntegrityError, NonFiniteLoss
+from proxyrob.memory import at_most
 from proxyrob.proxy.network import Denoiser
 from proxyrob.rng import Streams, isolated_rng
 from proxyrob.schedule import average_with_warmup, cosine_with_warmup
@@ -81,9 +82,13 @@ def fit_diffusion(
             clean = pixels[rows]
             noisy = noising.add_noise(clean, noise, times)
             target = noising.get_velocity(clean, noise, times)
-            loss = F.mse_loss(model(noisy, times, labels[rows]), target)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = torch.zeros((), device=device)
+            for part in torch.arange(config.batch_size, device=device).split(at_most(config.batch_size)):
+                error = F.mse_loss(model(noisy[part], times[part], labels[rows[part]]), target[part])
+                share = error * (len(part) / config.batch_size)
+                share.backward()
+                loss += share.detach()
             optimizer.step()
             schedule.step()
             average.update_parameters(model)

@@ -8,6 +8,7 @@ from jaxtyping import Int64, UInt8
 
 from proxyrob.config.proxy import DiffusionProxy, JitterProxy, SamplingConfig
 from proxyrob.errors import DataIntegrityError
+from proxyrob.memory import at_most
 from proxyrob.proxy.diffusion import DiffusionSampler
 from proxyrob.proxy.jitter import JitterSampler
 from proxyrob.shards import (
@@ -87,14 +88,14 @@ def _sample(
     firsts = range(0, config.num_images, sampling.shard_size)
     shards = {shard_name(k): (first, min(sampling.shard_size, config.num_images - first)) for k, first in enumerate(firsts)}
     counted: dict[str, int] = {}
-    num_there = 0
+    num_there, size = 0, at_most(sampling.batch_size)
 
     def sample_shard(name: str) -> None:
         first, count = shards[name]
         pieces = []
-        for start in range(first, first + count, sampling.batch_size):
+        for start in range(first, first + count, size):
             on_progress(num_there + start - first, config.num_images)
-            pieces.append(sampler.sample(np.arange(start, min(start + sampling.batch_size, first + count))))
+            pieces.append(sampler.sample(np.arange(start, min(start + size, first + count))))
         shard = np.concatenate(pieces)
         counted[name] = count_constant(shard)
         write_shard(place, name, shard)

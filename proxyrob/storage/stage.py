@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from proxyrob.errors import CheckpointMismatch, DataIntegrityError
+from proxyrob.memory import held_at_once
 from proxyrob.storage.bounded import read_small
 from proxyrob.storage.files import sha256_of, verify_file, write_json
 from proxyrob.storage.placed import checked_key
@@ -43,6 +44,8 @@ class StageRecord(Report):
     report: dict[str, Any]
     elapsed_s: float
     finished_at: float
+    held_at_once: int | None = None
+    """How many images of a batch were in memory at once after it had run out; ``None``: as the configuration has it."""
 
 
 R = TypeVar("R", bound=Report)
@@ -145,6 +148,7 @@ class Stage:
             report=report.model_dump(mode="json"),
             elapsed_s=time.monotonic() - started,
             finished_at=time.time(),
+            held_at_once=held_at_once(),
         )
         write_json(self.record_path, record.model_dump(mode="json"))
         return report

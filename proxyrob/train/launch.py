@@ -27,6 +27,7 @@ from proxyrob.config.models import ModelConfig
 from proxyrob.config.train import RobustTrainConfig, SmoothTrainConfig
 from proxyrob.device import require_devices
 from proxyrob.errors import as_portable
+from proxyrob.memory import held_at_once, hold_at_once
 from proxyrob.mix import SyntheticSet
 from proxyrob.storage import DataPlace, Stage
 from proxyrob.threat import Threat
@@ -175,7 +176,7 @@ class _Ranks:
 
     def start(self, group: _Group, call: Callable[..., Any]) -> None:
         ours, theirs = _processes.Pipe()
-        process = _processes.Process(target=_work, args=(theirs, group, call, torch.get_num_threads()))
+        process = _processes.Process(target=_work, args=(theirs, group, call, torch.get_num_threads(), held_at_once()))
         process.start()
         theirs.close()
         self._ranks.append(_Rank(group, process, ours))
@@ -211,7 +212,7 @@ class _Ranks:
         return results[0]
 
 
-def _work(link: connection.Connection, group: _Group, call: Callable[..., Any], threads: int) -> None:
+def _work(link: connection.Connection, group: _Group, call: Callable[..., Any], threads: int, at_once: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the caller decides
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda _signal, _frame: asked.set())
@@ -223,7 +224,8 @@ def _work(link: connection.Connection, group: _Group, call: Callable[..., Any], 
 
     try:
         group.join()
-        answer = ("result", call(should_stop=asked.is_set, on_progress=report))
+        with hold_at_once(at_once):
+            answer = ("result", call(should_stop=asked.is_set, on_progress=report))
     except Exception as error:
         portable = as_portable(error)
         portable.add_note(f"In process {group.rank} of {group.count}:\n{traceback.format_exc()}")

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from proxyrob.config.objective import MartObjective, PgdObjective, SmoothAdvObjective, TradesObjective
 from proxyrob.config.train import RobustTrainConfig, SmoothTrainConfig
+from proxyrob.memory import at_most
 from proxyrob.mix import MixedBatch
 from proxyrob.rng import RowGenerator
 from proxyrob.threat import Threat
@@ -51,6 +52,7 @@ class Stepper:
     ) -> None:
         """``stop`` is looked at before every forward pass of an attack; it may leave the step undone."""
         self.config, self.classifier, self.optimizer, self.threat = config, classifier, optimizer, threat
+        self.micro_batch = at_most(config.micro_batch)
         self.stop, self.processes = stop, stop.processes
         dtype = PRECISIONS[config.compute.precision]
         norms = [layer for layer in classifier.modules() if isinstance(layer, _BatchNorm)]
@@ -97,7 +99,7 @@ class Stepper:
         gamma = awp_gamma(config.objective.awp, step, config.steps)
         total, logits = torch.zeros((), device=batch.images.device), []
         with (
-            recomputed(self.classifier, when=self.has_batchnorm and config.micro_batch is not None),
+            recomputed(self.classifier, when=self.has_batchnorm and self.micro_batch is not None),
             perturbed_weights(
                 self.classifier, gamma, lambda: (loss_on(rows, self.alone)[0] for rows in parts), self.processes.average
             ),
@@ -123,7 +125,7 @@ class Stepper:
                 return RowGenerator(make_generator(), rows, len(batch))
             return RowGenerator(make_generator(), share.places[rows], share.total)
 
-        with recomputed(self.classifier, when=self.attack_ties_images and self.config.micro_batch is not None):
+        with recomputed(self.classifier, when=self.attack_ties_images and self.micro_batch is not None):
             made = [
                 perturb_images(
                     self.config.objective,
@@ -143,7 +145,7 @@ class Stepper:
         return nullcontext() if when or self.distributed is None else self.distributed.no_sync()
 
     def _parts(self, count: int, *, whole: bool) -> list[slice]:
-        size = count if whole or self.config.micro_batch is None else self.config.micro_batch
+        size = count if whole or self.micro_batch is None else self.micro_batch
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 

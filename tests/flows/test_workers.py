@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.schemas.objects import TaskRun
 from prefect.states import Failed
 
 from flows.running import workers
-from flows.running.stages import PrioritySlots, is_transient
+from flows.running.fan_out import do_part
+from flows.running.slots import PrioritySlots
+from flows.running.stages import is_transient, run_stage
 from flows.running.workers import Stopped, WorkerDied, run_in_child
+from proxyrob.errors import NonFiniteLoss, OutOfMemory, SourceUnavailable
+
+ABOUT: dict[str, Any] = {"task_key": "stage", "dynamic_key": "0"}
 
 
 def _square(value: int, on_progress: Callable[..., None]) -> tuple[int, int]:
@@ -77,8 +83,37 @@ def test_sigterm_stops_a_child_in_order(tmp_path: Path) -> None:
         run_in_child(_stop_in_order, threads=1, on_progress=terminate, stoppable=True, note=note)
     assert note.read_text() == "how far it was"
     unused: Any = None
-    assert not is_transient(unused, unused, Failed(data=caught.value))
-    assert is_transient(unused, unused, Failed(data=WorkerDied("killed")))
+    assert not is_transient(unused, TaskRun(run_count=1, **ABOUT), Failed(data=caught.value))
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (WorkerDied("killed"), 3),
+        (ChildProcessError("killed"), 3),
+        (SourceUnavailable("no answer"), 100),
+        (ConnectionError("refused"), 100),
+        (ValueError("wrong configuration"), 1),
+        (OutOfMemory("no room for one image"), 1),
+        (NonFiniteLoss("diverged"), 1),
+        (Stopped("interrupted"), 1),
+    ],
+)
+def test_what_is_tried_again(error: Exception, tries: int) -> None:
+    """A server or a store that is away as long as there are tries, a death twice, whatever would only fail again never."""
+    unused: Any = None
+    again = [is_transient(unused, TaskRun(run_count=count, **ABOUT), Failed(data=error)) for count in range(1, 100)]
+    assert again == [count < tries for count in range(1, 100)]
+
+
+def test_tries_outlast_a_store_that_is_started_again() -> None:
+    """For two minutes or more, with longer and longer waits, those of a stage as those of a part of one."""
+    for work in (run_stage, do_part):
+        delays = work.retry_delay_seconds
+        assert isinstance(delays, list)
+        assert work.retries == len(delays)
+        assert sum(delays) * (1 - (work.retry_jitter_factor or 0)) > 120
+        assert delays == sorted(delays)
 
 
 def test_a_stopping_run_waits_for_what_its_children_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
