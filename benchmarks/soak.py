@@ -48,7 +48,7 @@ from tests.e2e.conftest import TINY
 from tests.s3_server import S3Server
 
 DISK_BYTES, DISK_FULL_S = 400 << 20, 30.0
-AFTER_S = 10.0
+AFTER_S = 30.0
 """How long after the end of a run the next one is scheduled for."""
 RUN_PATIENCE_S = 1800.0
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
