@@ -48,7 +48,7 @@ from tests.e2e.conftest import TINY
 from tests.s3_server import S3Server
 
 DISK_BYTES, DISK_FULL_S = 400 << 20, 30.0
-AFTER_S = 30.0
+AFTER_S = 10.0
 """How long after the end of a run the next one is scheduled for."""
 RUN_PATIENCE_S = 1800.0
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -143,6 +143,8 @@ def schedule_run(services: Services, deployment: str, preset: str, seed: int) ->
     parameters = {"preset": preset, "changes": [f"seed={seed}"]}
     schedule = {"schedule": {"rrule": rule}, "active": True, "parameters": parameters, "slug": f"soak-{seed}"}
     wait_until(lambda: services.ask(f"deployments/{deployment}/schedules", [schedule]).is_good, RUN_PATIENCE_S, "a schedule")
+    # what the scheduler does by itself once a minute
+    wait_until(lambda: services.ask(f"deployments/{deployment}/schedule", {}).is_good, RUN_PATIENCE_S, "a scheduled run")
 
 
 def find_run(services: Services, deployment: str, seed: int) -> Row | None:

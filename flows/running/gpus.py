@@ -63,7 +63,7 @@ class Gpus:
 
     def __init__(self, folder: Path, gpus: Sequence[Gpu]) -> None:
         self.gpus = tuple(gpus)
-        self._folder = folder / socket.gethostname()
+        self._folder = folder / _this_machine()
         self._queue = PrioritySlots(1)
 
     @contextmanager
@@ -195,6 +195,14 @@ def _ask_cuda(on_progress: Callable[..., Any]) -> tuple[str, ...]:
     import torch  # not at the top: the fork server has it already, and who merely looks at files works without
 
     return tuple(str(torch.cuda.get_device_properties(k).uuid) for k in range(torch.cuda.device_count()))
+
+
+def _this_machine() -> str:
+    """What all processes of a machine agree on, those in containers, too, which have names of their own."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:  # not Linux
+        return socket.gethostname()
 
 
 def _lock(path: Path) -> int | None:

@@ -143,27 +143,27 @@ async def apply_deployments(read: Deployments, *, schedules: bool | None = None,
 
     ``notify_url`` is a webhook that takes ``{"text": …}``, as chat programs have them: failed runs and changes of champion are
     told there. Without it nobody is told, unless the server was given one before. A schedule keeps the switch it has on the
-    server, unless ``schedules`` sets them all. A pool of another type (Kubernetes) that has our name is kept, with its own
-    template.
+    server, unless ``schedules`` sets them all, and a pool its limit. A pool of another type (Kubernetes) that has our name is
+    kept, with its own template.
     """
     switched: dict[str, bool] = {}
     async with get_client() as client:
-        for pool in read.work_pools:
-            await _apply_pool(client, pool)
+        limits = {pool.name: await _apply_pool(client, pool) for pool in read.work_pools}
         for deployment in read.deployments:
             switched |= await _apply_deployment(client, deployment, schedules)
         automations = await _apply_automations(client, await _apply_webhook(client, notify_url))
     return Applied(
-        pools=tuple(f"{pool.name} (at most {pool.concurrency_limit} at once)" for pool in read.work_pools),
+        pools=tuple(f"{name} (at most {limit} at once)" for name, limit in limits.items()),
         deployments=tuple(f"{deployment.load_flow().name}/{deployment.name}" for deployment in read.deployments),
         schedules=switched,
         automations=automations,
     )
 
 
-async def _apply_pool(client: PrefectClient, pool: Pool) -> None:
+async def _apply_pool(client: PrefectClient, pool: Pool) -> int:
+    """Returns how many of its runs there may be at once."""
     try:
-        await client.read_work_pool(pool.name)
+        there = await client.read_work_pool(pool.name)
     except ObjectNotFound:
         template = ProcessWorker.get_default_base_job_template()
         await client.create_work_pool(
@@ -175,9 +175,10 @@ async def _apply_pool(client: PrefectClient, pool: Pool) -> None:
                 base_job_template=template,
             )
         )
-    else:
-        changes = WorkPoolUpdate(description=pool.description, concurrency_limit=pool.concurrency_limit)
-        await client.update_work_pool(pool.name, changes)
+        return pool.concurrency_limit
+    limit = pool.concurrency_limit if there.concurrency_limit is None else there.concurrency_limit
+    await client.update_work_pool(pool.name, WorkPoolUpdate(description=pool.description, concurrency_limit=limit))
+    return limit
 
 
 async def _apply_deployment(client: PrefectClient, deployment: Deployment, switch: bool | None) -> dict[str, bool]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 import pytest
 from prefect import get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 
 from flows.stack.deployments import apply_deployments, default_file, read_deployments
@@ -28,3 +29,22 @@ def test_a_schedule_makes_runs() -> None:
             return [(run.state_name, run.parameters.get("weekly_seed")) for run in runs]
 
     assert set(asyncio.run(schedule())) == {("Scheduled", True)}
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_a_site_has_set_stays() -> None:
+    """A pool that was given more slots keeps them, and a schedule its switch, when everything is applied again."""
+
+    async def apply_twice() -> tuple[int | None, list[bool], tuple[str, ...]]:
+        read = read_deployments(default_file())
+        await apply_deployments(read, schedules=True)
+        async with get_client() as client:
+            await client.update_work_pool("gpu", WorkPoolUpdate(concurrency_limit=4))
+            applied = await apply_deployments(read)
+            limit = (await client.read_work_pool("gpu")).concurrency_limit
+        return limit, list(applied.schedules.values()), applied.pools
+
+    limit, switched, pools = asyncio.run(apply_twice())
+    assert limit == 4
+    assert all(switched)
+    assert "gpu (at most 4 at once)" in pools
