@@ -326,10 +326,8 @@ class Tracker:
 
     def _say_held(self, run_id: str, *stages: Stage) -> None:
         """How many images each stage held at once for which memory had run out."""
-        for stage in stages:
-            record = stage.record()
-            if record is not None and record.held_at_once is not None:
-                self.client.set_tag(run_id, f"proxyrob.held_at_once.{stage.name}", str(record.held_at_once))
+        for tag, value in held_at_once_tags(*stages).items():
+            self.client.set_tag(run_id, tag, value)
 
     def _inputs(self, run_id: str, datasets: Iterable[DatasetInput]) -> None:
         self.client.log_inputs(run_id, datasets=list(datasets))
@@ -337,3 +335,10 @@ class Tracker:
     def _tables(self, run_id: str, files: dict[str, Path]) -> None:
         for path in files.values():
             self.client.log_artifact(run_id, str(path), "tables")
+
+
+def held_at_once_tags(*stages: Stage) -> dict[str, str]:
+    """Tags that say how many images each finished stage held at once for which memory had run out."""
+    records = {stage.name: stage.record() for stage in stages}
+    held = {name: record.held_at_once for name, record in records.items() if record is not None}
+    return {f"proxyrob.held_at_once.{name}": str(number) for name, number in held.items() if number is not None}

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from flows.records.tracking import held_at_once_tags
 from flows.running.fitting import USUAL, largest_batch, run_fitting
 from proxyrob.config import CnnModel, PgdObjective, RobustTrainConfig
 from proxyrob.config.evaluate import EvaluateConfig
@@ -91,6 +92,8 @@ def test_training_goes_on_with_fewer_images_at_once(make_stage: MakeStage) -> No
     assert "goes on with at most 2048 of 4096 images at once" in notes[0]
     assert _held(cramped) == 4096 >> len(notes)
     assert _held(roomy) is None
+    assert held_at_once_tags(cramped, make_stage("attack", k=1)) == {"proxyrob.held_at_once.train": str(_held(cramped))}
+    assert held_at_once_tags(roomy) == {}
     assert read_history(cramped).drop(columns="time_s").loss.tolist() == pytest.approx(
         read_history(roomy).loss.tolist(), rel=1e-5
     )
