@@ -167,6 +167,10 @@ def _is_address(text: str, schemes: tuple[str, ...]) -> bool:
         return False
 
 
+PATIENT = {"PREFECT_CLIENT_MAX_RETRIES": "6", "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500"}
+"""How long a run waits for Prefect's server, two minutes, also while that waits for its database: it answers 500 then."""
+
+
 def prepare_environment(settings: Settings, environment: MutableMapping[str, str] = os.environ) -> None:
     """Set what Prefect and MLflow read when they are imported, unless the user has set it: call this before.
 
@@ -180,6 +184,7 @@ def prepare_environment(settings: Settings, environment: MutableMapping[str, str
         "PREFECT_HOME": str(settings.home.absolute() / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        **PATIENT,
         "MLFLOW_TRACKING_URI": settings.resolved_tracking_uri,
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # a server that is away for longer is for flows.records.patience
         "MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE": "1",  # files of any size go to S3 past the server, where it offers that

@@ -1,16 +1,17 @@
 """A stage of the library as a Prefect task: cached by digest, retried by cause, run in a process of its own."""
 
 import asyncio
-import time
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, get_type_hints
 from uuid import UUID
 
+import httpx
 from filelock import FileLock
 from prefect import Task, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -160,9 +161,9 @@ def run_stage(
         return Completed(name=CACHED, data=report)
     session = current_session()
     stage.folder.mkdir(parents=True, exist_ok=True)
-    reporter = _Reporter(session.display, label, stage, on_figures)
-    if sharded and session.crew is not None:
-        with FileLock(stage.folder / ".lock"):
+    # another run may be at the same stage
+    with FileLock(stage.folder / ".lock"), _Reporter(session.display, label, stage, on_figures) as reporter:
+        if sharded and session.crew is not None:
             return share_out(
                 session.crew,
                 function,
@@ -174,7 +175,6 @@ def run_stage(
                 retry_condition=is_transient,
                 on_progress=reporter,
             )
-    with FileLock(stage.folder / ".lock"):  # another run may be at the same stage
         return _call_here(
             session,
             label,
@@ -280,19 +280,46 @@ def await_stages() -> None:
 
 
 class _Reporter:
-    """Passes progress to the terminal, and every two seconds to Prefect's UI."""
+    """Passes progress to the terminal, and every two seconds to Prefect's pages.
+
+    Those are told by a thread of its own: while their server is away, nobody waits and nothing fails for a bar.
+    """
 
     def __init__(self, display: Display, label: str, stage: Stage, on_figures: OnFigures | None) -> None:
         self._display, self._label, self._on_figures = display, label, on_figures
-        artifact = create_progress_artifact(progress=0.0, key=f"progress-{label}", description=f"{label} ({stage.digest[:12]})")
-        assert isinstance(artifact, UUID)  # a coroutine only inside an event loop, and tasks are plain functions
-        self._artifact = artifact
-        self._told = time.monotonic()
+        self._description = f"{label} ({stage.digest[:12]})"
+        self._progress, self._has_ended = 0.0, threading.Event()
+        self._teller = threading.Thread(target=copy_context().run, args=(self._tell_prefect,), daemon=True)
+
+    def __enter__(self) -> "_Reporter":
+        self._teller.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._has_ended.set()
+        self._teller.join(UI_INTERVAL_S)
 
     def __call__(self, done: int, total: int, **figures: float) -> None:
         self._display.progress(self._label, done, total, **{name: figures[name] for name in list(figures)[:SHOWN_FIGURES]})
         if self._on_figures is not None:
             self._on_figures(done, figures)
-        if time.monotonic() - self._told > UI_INTERVAL_S or done >= total:
-            self._told = time.monotonic()
-            update_progress_artifact(self._artifact, progress=100.0 * done / max(total, 1))
+        self._progress = 100.0 * done / max(total, 1)
+
+    def _tell_prefect(self) -> None:
+        artifact, told = None, -1.0
+        is_last = False
+        while not is_last:
+            is_last = self._has_ended.wait(UI_INTERVAL_S if told >= 0.0 else 0.0)
+            if (progress := self._progress) == told:
+                continue
+            with suppress(httpx.HTTPError):  # the next time, then
+                if artifact is None:
+                    artifact = self._make_bar(progress)
+                else:
+                    update_progress_artifact(artifact, progress=progress)
+                told = progress
+
+    def _make_bar(self, progress: float) -> UUID:
+        made = create_progress_artifact(progress=progress, key=f"progress-{self._label}", description=self._description)
+        assert isinstance(made, UUID)  # a coroutine only inside an event loop, which this thread has not
+        return made

@@ -6,7 +6,7 @@ import re
 import pytest
 from prefect.server.schemas.actions import WorkPoolCreate
 
-from flows.settings import Settings
+from flows.settings import PATIENT, Settings
 from flows.stack.services import HEARTBEAT_S, describe_service
 from tests.composed import EXAMPLE, FILE, ROOT, VARIABLE, Composed, read_services
 
@@ -71,6 +71,9 @@ def test_the_template_of_the_cluster_fits_prefect() -> None:
     """Prefect's own schema accepts the base job template; each placeholder is a variable, each variable is used."""
     template = json.loads((ROOT / "deployments" / "kubernetes" / "gpu-pool.json").read_text())
     WorkPoolCreate.model_validate({"name": "gpu", "type": "kubernetes", "base_job_template": template})
-    assert template["variables"]["properties"]["env"]["default"] == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
+    assert template["variables"]["properties"]["env"]["default"] == {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+        **PATIENT,
+    }
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(template["job_configuration"])))
     assert used == set(template["variables"]["properties"])

@@ -2,14 +2,18 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import httpx
 import pytest
 from prefect import flow
 from prefect.results import ResultRecord  # pyright: ignore[reportPrivateImportUsage]
 
+from flows.running import stages
 from flows.running.display import QuietDisplay
 from flows.running.stages import Session, await_stages, open_session, submit_stage
 from flows.settings import Settings
@@ -102,3 +106,34 @@ def test_a_planted_result_is_not_read(how: str, tmp_path: Path) -> None:
     report, state = _run(_works, tmp_path)
     assert (report.calls, state) == (1, "Cached")
     assert not (tmp_path / "here" / MARKER).exists()
+
+
+def _tells_long(stage: Stage, on_progress: Callable[..., None]) -> Counted:
+    for step in range(5):
+        on_progress(step, 5)
+        time.sleep(0.1)
+    return stage.finish(Counted(calls=_count(stage.folder.parent)), [], 0.0)
+
+
+def test_a_bar_that_cannot_be_shown_fails_no_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's server answers 500 while its database is away: the bar is shown when it is back, and nobody waits for it."""
+    asked: list[float] = []
+
+    def make(progress: float, **_about: str) -> UUID:
+        asked.append(progress)
+        if len(asked) < 3:
+            raise httpx.HTTPStatusError("500", request=httpx.Request("POST", "http://x"), response=httpx.Response(500))
+        return UUID(int=1)
+
+    def update(_artifact: UUID, progress: float) -> None:
+        asked.append(progress)
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(stages, "UI_INTERVAL_S", 0.1)
+    monkeypatch.setattr(stages, "create_progress_artifact", make)
+    monkeypatch.setattr(stages, "update_progress_artifact", update)
+    report, _ = _run(_tells_long, tmp_path)
+    assert report.calls == 1
+    assert len(asked) > 3
+    assert asked == sorted(asked)
+    assert asked[-1] == 80.0
