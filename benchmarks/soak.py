@@ -8,7 +8,7 @@ as S3), with passwords, and started again when they end, as the file's `restart:
 is triggered by schedules, one run after the other, each with another seed. While a run goes on, at a moment drawn at random,
 one thing is killed with SIGKILL (or the disk is filled for half a minute); nobody helps afterwards, but a run that has plainly
 failed is started again, as a person would. At the end every run's tables are read image by image and held against MLflow, the
-registry, and the same runs undisturbed (unless `--no-undisturbed`); whatever belongs to nobody is listed.
+registry, and the same runs undisturbed (all, or those of `--undisturbed SEED …`); whatever belongs to nobody is listed.
 
 The disk is a file system in memory of its own (needs root; skipped otherwise).
 """
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -190,7 +190,7 @@ def attend(services: Services, deployment: str, seed: int, kind: str, faults: Fa
     return row
 
 
-def run_undisturbed(preset: str, seeds: range, home: Path) -> None:
+def run_undisturbed(preset: str, seeds: Iterable[int], home: Path) -> None:
     """The same runs, in peace, without any server."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "MLFLOW", "PROXYROB", "AWS"))
@@ -202,27 +202,33 @@ def run_undisturbed(preset: str, seeds: range, home: Path) -> None:
         print(f"seed {seed:<3} undisturbed {time.monotonic() - started:.1f} s", flush=True)
 
 
-def audit(services: Services, settings: Settings, rows: list[Row], preset: str, undisturbed: Path | None) -> Row:
-    """Look at everything that is left."""
+def audit(services: Services, settings: Settings, rows: list[Row], preset: str, peaceful: Path, seeds: Collection[int]) -> Row:
+    """Look at everything that is left, and hold the runs with ``seeds`` against those of a peaceful home."""
     from mlflow import MlflowClient
 
     uri = services.environment("deploy")["PROXYROB_TRACKING_URI"]
     client, plans, faults = MlflowClient(uri, uri), [], []
     images = {"images": 0, "lost": 0, "twice": 0}
     for row in rows:
-        if not row["state"].startswith(("Completed", "Cached")):
+        if not row["state"].startswith("Completed"):
+            faults += [] if row["state"].startswith("Failed") else [f"seed {row['seed']} has not ended: {row['state']}"]
             continue
         plan = plan_of(settings, preset, (f"seed={row['seed']}",))
         plans.append(plan)
         for name, number in count_images(plan).items():
             images[name] += number
         faults += [f"seed {row['seed']}: {fault}" for fault in check_record(client, plan)]
-        if undisturbed is not None:
-            other = plan_of(Settings(home=undisturbed), preset, (f"seed={row['seed']}",))
+        if row["seed"] in seeds:
+            other = plan_of(Settings(home=peaceful), preset, (f"seed={row['seed']}",))
             faults += [f"seed {row['seed']}: {name} are others than undisturbed" for name in compare_tables(plan, other)]
     if plans:
         faults += check_registry(client, plans)
-    return {**images, "disagreements": faults, "orphans": find_orphans(services, client, settings)}
+    return {
+        **images,
+        "compared_with_undisturbed": len(seeds),
+        "disagreements": faults,
+        "orphans": find_orphans(services, client, settings),
+    }
 
 
 def summarise(rows: list[Row], audited: Row) -> Row:
@@ -247,7 +253,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, help="how often the deployment is triggered (default: 12, quick: 10)")
     parser.add_argument("--quick", action="store_true", help="a small pipeline in place of digits")
-    parser.add_argument("--no-undisturbed", dest="undisturbed", action="store_false", help="leave the undisturbed runs out")
+    parser.add_argument(
+        "--undisturbed",
+        type=int,
+        nargs="*",
+        help="seeds of the runs that are made once more in peace, to compare (default: all)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the faults")
     parser.add_argument("--json", type=Path, help="write what was found here as well")
     parser.add_argument("--keep", type=Path, help="copy logs and homes here at the end")
@@ -283,9 +294,9 @@ def soak(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> tuple
     faults = Faults(services, disk)
     kinds = [CONTROL, *faults.kinds, CONTROL]
     runs = range(arguments.runs or len(kinds))
-    undisturbed = folder / "undisturbed" if arguments.undisturbed else None
-    if undisturbed is not None:
-        run_undisturbed(preset, runs, undisturbed)
+    peaceful = folder / "undisturbed"
+    compared = runs if arguments.undisturbed is None else arguments.undisturbed
+    run_undisturbed(preset, compared, peaceful)
     services.start_all()
     services.keep()
     os.environ.update(services.environment("deploy"))
@@ -296,7 +307,7 @@ def soak(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> tuple
     for seed in runs:
         schedule_run(services, deployment, preset, seed)
         rows.append(attend(services, deployment, seed, kinds[seed % len(kinds)], faults, drawn.uniform(1.0, longest_s)))
-    found = summarise(rows, audit(services, settings, rows, preset, undisturbed))
+    found = summarise(rows, audit(services, settings, rows, preset, peaceful, compared))
     services.stop()
     found["orphans"] += [f"process: {' '.join(process.cmdline())[:120]}" for process in find_marked(services.mark)]
     return rows, found

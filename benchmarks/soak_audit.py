@@ -29,6 +29,7 @@ from proxyrob.train import read_history as read_losses
 from tests.composed import Services
 
 TIMED = ["elapsed_s"]  # columns that say how long something took
+NEVER_STARTED = "NotReady"  # how Prefect leaves, for good, the tasks after one that failed
 UNFINISHED = {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED", "CANCELLING", "PAUSED"]}}
 
 
@@ -133,9 +134,10 @@ def find_orphans(services: Services, client: MlflowClient, settings: Settings) -
     """Runs, tasks, slots, claims, locks and half-written files that belong to nobody any more."""
     found = []
     for kind in ("flow_runs", "task_runs"):
-        left = services.ask(f"{kind}/count", {kind: {"state": UNFINISHED}}).content
-        if left:
-            found.append(f"{left} {kind.replace('_', ' ')} of Prefect's that have not ended")
+        left = services.ask(f"{kind}/filter", {kind: {"state": UNFINISHED}}).content
+        names = [f"{run['name']} {run['state']['name']}" for run in left if run["state"]["name"] != NEVER_STARTED]
+        if names:
+            found.append(f"{len(names)} {kind.replace('_', ' ')} of Prefect's that have not ended: {', '.join(names[:5])}")
     limits = services.ask("v2/concurrency_limits/filter", {}).content
     found += [f"{limit['active_slots']:g} slots of {limit['name']} are taken" for limit in limits if limit["active_slots"]]
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]

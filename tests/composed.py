@@ -254,16 +254,18 @@ class Services:
                     self.start(name)
 
     def stop(self) -> None:
-        """End everything: the worker first, while it can still say good-bye to its server."""
+        """End everything as containers do, each with all it is made of: the worker first, while it can still say good-bye."""
         self._kept.clear()
         time.sleep(RESTART_S)
         for process in reversed(self.running.values()):
+            parts = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.terminate()
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            kill_processes(parts)
         if self.postgres.find() is not None:
             self.postgres.stop()
 
