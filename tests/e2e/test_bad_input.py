@@ -42,6 +42,7 @@ def test_wrong_use_is_refused_at_once(case: str, make_program: Callable[[], Prog
     assert not (program.home / "store").exists()
 
 
+@pytest.mark.slow
 def test_class_missing_from_training(make_program: Callable[[], Program]) -> None:
     """A training split too small to have every class is refused by the first stage, with code 1."""
     program = make_program()

@@ -204,6 +204,7 @@ def test_show_prints_the_table_again(finished: Finished) -> None:
     assert "Gate:" in shown.stdout
 
 
+@pytest.mark.slow
 def test_evaluate_another_threat(finished: Finished) -> None:
     """`evaluate --threat` attacks again; no perturbation at all can hurt less than the run's own."""
     done = finished.program("evaluate", str(finished.output), "--threat", "linf:0.001", "--model", "real-only")

@@ -26,32 +26,32 @@ ROOM = 100 << 20
 def _refuse(most: int, attempts: str, on_progress: Any) -> int:
     """Has room for so many images."""
     with Path(attempts).open("a") as file:
-        print(at_most(64), file=file)
-    if at_most(64) > most:
+        print(at_most(8), file=file)
+    if at_most(8) > most:
         torch.empty(1 << 60, dtype=torch.uint8)
-    return at_most(64)
+    return at_most(8)
 
 
-@pytest.mark.parametrize(("most", "tried"), [(64, [64]), (40, [64, 32]), (1, [64, 32, 16, 8, 4, 2, 1])])
+@pytest.mark.parametrize(("most", "tried"), [(8, [8]), (5, [8, 4]), (1, [8, 4, 2, 1])])
 def test_half_as_many_until_they_fit(tmp_path: Path, most: int, tried: list[int]) -> None:
     """The work is given again with fewer images, and it is said each time."""
     notes: list[str] = []
     attempts = tmp_path / "attempts"
     given: dict[str, Any] = {"threads": 1, "on_progress": lambda *_, **__: None}
-    found = run_fitting(_refuse, largest=64, note=notes.append, most=most, attempts=str(attempts), **given)
+    found = run_fitting(_refuse, largest=8, note=notes.append, most=most, attempts=str(attempts), **given)
     assert found == tried[-1]
     assert [int(line) for line in attempts.read_text().split()] == tried
-    assert [note.rpartition(": ")[2] for note in notes] == [f"goes on with at most {n} of 64 images at once" for n in tried[1:]]
+    assert [note.rpartition(": ")[2] for note in notes] == [f"goes on with at most {n} of 8 images at once" for n in tried[1:]]
 
 
 def test_no_room_for_one_image_is_an_error(tmp_path: Path) -> None:
     given: dict[str, Any] = {"threads": 1, "on_progress": lambda *_, **__: None, "attempts": str(tmp_path / "attempts")}
     with pytest.raises(OutOfMemory, match=r"can't allocate memory.*no room for one image") as caught:
-        run_fitting(_refuse, largest=64, note=lambda _: None, most=0, **given)
+        run_fitting(_refuse, largest=8, note=lambda _: None, most=0, **given)
     cause = caught.value.__cause__
     assert cause is not None
     assert "_refuse" in cause.__notes__[0]  # where, in the child
-    assert len((tmp_path / "attempts").read_text().split()) == 7
+    assert len((tmp_path / "attempts").read_text().split()) == 4
 
 
 def test_a_stage_says_how_many_images_it_has_at_once() -> None:

@@ -88,7 +88,7 @@ def _compare(model: nn.Module, split: Split, threat: Threat, stage: Stage, *, co
     return expected
 
 
-@pytest.mark.parametrize("text", ["linf:0.12", "l2:0.7"])
+@pytest.mark.parametrize("text", ["linf:0.12", pytest.param("l2:0.7", marks=pytest.mark.slow)])
 def test_the_whole_ensemble_finds_the_same(text: str, digits: Stage, make_stage: MakeStage) -> None:
     """With all settings of ``AutoAttack(version="standard")``, killed and resumed, in several batches: the verdict of each
     image after each attack is the same."""
