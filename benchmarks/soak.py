@@ -94,8 +94,9 @@ class Faults:
 
     def cut_power(self) -> str:
         """All that runs, databases and stores, too."""
-        kill_processes([*self._runs(), *(psutil.Process(process.pid) for process in self.services.running.values())])
-        for name in ("mlflow", "prefect", "postgres", "s3"):
+        services = [psutil.Process(process.pid) for process in self.services.running.values() if process.poll() is None]
+        kill_processes([*self._runs(), *services, *(part for service in services for part in service.children(recursive=True))])
+        for name in ("postgres", "s3"):
             self.services.kill(name)
         return "killed"
 
@@ -253,6 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, help="how often the deployment is triggered (default: 12, quick: 10)")
     parser.add_argument("--quick", action="store_true", help="a small pipeline in place of digits")
+    parser.add_argument("--faults", nargs="+", help="these alone, by the names in the table, such as 'disk full'")
     parser.add_argument(
         "--undisturbed",
         type=int,
@@ -292,7 +294,9 @@ def soak(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> tuple
     services = Services(folder / "services", folder, s3, home=folder / "home")
     stack.callback(services.stop)
     faults = Faults(services, disk)
-    kinds = [CONTROL, *faults.kinds, CONTROL]
+    kinds = [CONTROL, *(arguments.faults or faults.kinds), CONTROL]
+    if unknown := set(kinds) - {CONTROL, *faults.kinds}:
+        sys.exit(f"unknown faults {sorted(unknown)}: choose from {', '.join(faults.kinds)}")
     runs = range(arguments.runs or len(kinds))
     peaceful = folder / "undisturbed"
     compared = runs if arguments.undisturbed is None else arguments.undisturbed

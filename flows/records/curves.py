@@ -77,8 +77,14 @@ class LiveCurve:
         try:
             for key in {metric.key for metric in batch} - self._logged.keys():
                 self._logged[key] = _logged_steps(self._client, self._run_id, key)
-            if new := [metric for metric in batch if metric.step not in self._logged[metric.key]]:
-                self._client.log_batch(self._run_id, metrics=new)
+            new: dict[tuple[str, int], Metric] = {}
+            for metric in batch:
+                if metric.step not in self._logged[metric.key]:
+                    new.setdefault((metric.key, metric.step), metric)
+            if new:
+                self._client.log_batch(self._run_id, metrics=list(new.values()))
+                for key, step in new:
+                    self._logged[key].add(step)
         except (MlflowException, OSError) as error:
             if not self._away:
                 self._tell(f"MLflow does not take the curves of {self._prefix} ({summarise(error)}); they are sent later")

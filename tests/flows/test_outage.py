@@ -153,3 +153,20 @@ def test_a_failed_run_is_not_kept_waiting(tmp_path: Path, monkeypatch: pytest.Mo
     told: list[str] = []
     Tracker(Settings(home=tmp_path, tracking_uri=f"http://127.0.0.1:{port}"), told.append).fail("0" * 32, "no images")
     assert "not recorded in MLflow" in told[-1]
+
+
+def test_a_stage_whose_process_dies_doubles_no_point(server: MlflowServer) -> None:
+    """It is tried again by the same run, whose curve has sent what is computed again, or still holds it."""
+    once = MlflowClient(server.url, server.url)
+    run_id = once.create_run(once.create_experiment("tried again")).info.run_id
+    curve = LiveCurve(once, run_id, "train", print)
+    for moment, steps in ((1.0, range(10, 60, 10)), (2.0, range(40, 80, 10)), (3.0, range(70, 110, 10))):
+        for step in steps:
+            curve(step, {MOMENT: moment + step, "loss": step / 100})
+        if moment == 1.0:
+            deadline = time.monotonic() + 20.0
+            while len(logged(once, run_id, "train/loss")) < 5:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+    curve.close()
+    assert logged(once, run_id, "train/loss") == [(step, step / 100) for step in range(10, 110, 10)]
