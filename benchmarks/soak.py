@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
@@ -265,7 +265,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write what was found here as well")
     parser.add_argument("--keep", type=Path, help="copy logs and homes here at the end")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended then, too
+    signal.signal(signal.SIGTERM, _end)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxyrob-soak-")))
         folder.chmod(0o755)  # PostgreSQL runs as another user
@@ -278,6 +278,12 @@ def main() -> None:
         dump(arguments.json, {"runs": rows, "found": found})
     if found["lost"] or found["twice"] or found["disagreements"] or found["orphans"]:
         sys.exit("something was lost, disagrees or is orphaned: see above")
+
+
+def _end(*_: object) -> NoReturn:
+    """End what was started, too; whoever asks twice has to wait for that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def soak(arguments: argparse.Namespace, folder: Path, stack: ExitStack) -> tuple[list[Row], Row]:

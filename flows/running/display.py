@@ -15,6 +15,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 class Display(Protocol):
     """Shows stages as they wait, work and end. Called from several threads."""
 
+    is_log: bool
+    """Whether its notes stand in the run's log, so that nobody has to write them there."""
+
     def expect(self, label: str) -> None: ...
 
     def progress(self, label: str, done: int, total: int, **figures: float) -> None: ...
@@ -28,6 +31,8 @@ class Display(Protocol):
 
 class QuietDisplay:
     """Shows nothing but notes: for workers of a Prefect server, whose UI shows the same."""
+
+    is_log = True
 
     def expect(self, label: str) -> None: ...
 
@@ -47,6 +52,8 @@ class QuietDisplay:
 
 class TerminalDisplay:
     """Bars with an estimate of the time left on a terminal; one line for each finished stage elsewhere."""
+
+    is_log = False
 
     def __init__(self, console: Console) -> None:
         self.console = console

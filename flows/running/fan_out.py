@@ -155,7 +155,7 @@ def share_out(
             return _await(crew, parts, label, signs, on_progress)
         finally:
             signs.withdraw()
-            _dismiss(crew, parts, signs)
+            _dismiss(crew, parts)
 
 
 def _await_nodes(crew: Crew, label: str) -> int:
@@ -215,20 +215,21 @@ def _read_outcome(future: PrefectWrappedFuture[Any, Any]) -> Report | BaseExcept
     return result if isinstance(result, Report) else TypeError(f"expected a report, got {result!r}")
 
 
-def _dismiss(crew: Crew, parts: list[Part], signs: Call) -> None:
-    """Give up the workers that have not ended; of those that began and were lost Prefect hears from us, as not from them."""
-    begun = signs.hear()
+def _dismiss(crew: Crew, parts: list[Part]) -> None:
+    """Give up the workers that have not ended; of those that were lost Prefect hears from us, as not from them."""
     for part in parts:
         if not part.ended.is_set():
             crew.cancel(part.future)
         elif not part.is_lost:
             continue
-        if crew.is_remote and part.number in begun and not stopping.is_set():
-            with suppress(ObjectNotFound, httpx.HTTPError):  # the work is done, whether or not Prefect learns of this
+        if crew.is_remote and not stopping.is_set():
+            with suppress(
+                ObjectNotFound, httpx.HTTPError
+            ):  # it never began; or the work is done, whether Prefect learns of this or not
                 asyncio.run(_tell_prefect(part.future))
 
 
 async def _tell_prefect(future: PrefectWrappedFuture[Any, Any]) -> None:
     async with get_client() as client:
-        lost = Crashed(message="its node was lost, or does not answer; the others do its work")
+        lost = Crashed(message="its node was lost, or does not answer yet; the others do its work")
         await client.set_task_run_state(future.task_run_id, lost, force=True)

@@ -203,7 +203,8 @@ def _call_here(
 
     def say(text: str) -> None:
         session.display.note(f"{label}: {text}")
-        note(text)
+        if not session.display.is_log:
+            note(text)
 
     with session.gpus.placed(arguments, label, priority=priority, on_wait=say) as placed, session.slots.take(priority):
         return run_fitting(function, largest=largest_batch(arguments), note=say, **given, **placed)

@@ -14,9 +14,12 @@ from prefect import flow
 from prefect.results import ResultRecord  # pyright: ignore[reportPrivateImportUsage]
 
 from flows.running import stages
-from flows.running.display import QuietDisplay
+from flows.running.display import Display, QuietDisplay
+from flows.running.fitting import USUAL
 from flows.running.stages import Session, await_stages, open_session, submit_stage
 from flows.settings import Settings
+from proxyrob.errors import OutOfMemory
+from proxyrob.memory import at_most
 from proxyrob.storage import Report, Stage
 from proxyrob.storage.files import write_bytes
 from tests.hostile import MARKER, prefect_result
@@ -57,9 +60,13 @@ def _run_one(function: Any, stage: Any) -> tuple[Any, str | None]:
     return future.result(), future.state.name
 
 
-def _run(function: Callable[..., Report], tmp_path: Path) -> tuple[Counted, str | None]:
+def _run(
+    function: Callable[..., Report],
+    tmp_path: Path,
+    display: Display = QuietDisplay(),  # noqa: B008  (it keeps nothing)
+) -> tuple[Counted, str | None]:
     stage = Stage("stage", "a" * 64, tmp_path / "stage", {})
-    with open_session(Session(Settings(home=tmp_path, workers=1), "cpu", QuietDisplay())):
+    with open_session(Session(Settings(home=tmp_path, workers=1), "cpu", display)):
         return _run_one(function, stage)
 
 
@@ -76,6 +83,36 @@ def test_a_wrong_configuration_is_not_retried(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a wrong configuration stays wrong"):
         _run(_refuses, tmp_path)
     assert [path.name for path in tmp_path.glob("call-*")] == ["call-1"]
+
+
+def _has_room_for_half(stage: Stage, on_progress: Callable[..., None]) -> Counted:
+    if at_most(USUAL) > USUAL // 2:
+        raise OutOfMemory("there is no more memory")
+    return _works(stage, on_progress)
+
+
+class _Screen(QuietDisplay):
+    """Keeps what a person at a terminal would see."""
+
+    is_log = False
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_what_a_stage_notes_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the run's log, on a worker and at a terminal, and there on the screen, too."""
+    said = f"memory ran out (there is no more memory): goes on with at most {USUAL // 2} of {USUAL} images at once"
+    for folder, display in (("worker", QuietDisplay()), ("terminal", screen := _Screen())):
+        caplog.clear()
+        with caplog.at_level("WARNING", "prefect"):
+            _run(_has_room_for_half, tmp_path / folder, display)
+        assert [record.getMessage().endswith(said) for record in caplog.records] == [True]
+    assert screen.notes == [f"stage: {said}"]
 
 
 @pytest.mark.usefixtures("prefect_server")
