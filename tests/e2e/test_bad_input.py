@@ -1,6 +1,7 @@
 """Bad input: one clear message that says what to do, before any work, with the agreed exit code."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -101,7 +102,8 @@ def test_damaged_shard_is_named(finished: Finished, make_program: Callable[[], P
 
 @pytest.mark.slow
 def test_damaged_checkpoint_is_named(finished: Finished, make_program: Callable[[], Program]) -> None:
-    """A damaged checkpoint is not resumed from: it is named with its expected hash, and deleting it starts the stage anew."""
+    """A damaged checkpoint is not resumed from: it is named with its expected hash and with what follows when it
+    is deleted: the stage goes on from the one before, or, after the last, starts anew."""
     program = _copy(finished, make_program)
     _forget(program, "train")
     assert kill_at(program, program.home / "output", "store/train/*/scratch/checkpoint-00000040.pt")
@@ -109,15 +111,25 @@ def test_damaged_checkpoint_is_named(finished: Finished, make_program: Callable[
     assert checkpoints
     for path in checkpoints:
         path.write_bytes(path.read_bytes()[:-7])
-    done = program("run", str(program.preset))
-    assert done.returncode == 1
-    assert any(f"{path} is damaged: expected sha256 " in done.stderr for path in checkpoints)
-    assert "run again: this stage then starts from its first step" in done.stderr
-    for path in checkpoints:
-        shutil.rmtree(path.parent)
     output = program.home / "output"
-    again = program("run", str(program.preset), "--output", str(output))
-    assert again.returncode == 0, again.stderr
+    damage = re.compile(
+        r"\S+\.pt is damaged: expected \d+ bytes with sha256 [0-9a-f]{64}, got \d+ bytes; delete (\S+)\.json and "
+    )
+    for left in reversed(range(len(checkpoints) + 1)):
+        again = program("run", str(program.preset), "--output", str(output))
+        if again.returncode == 0:
+            break
+        assert left, again.stderr
+        assert again.returncode == 1
+        named = damage.search(again.stderr)
+        assert named is not None, again.stderr
+        (path,) = [path for path in checkpoints if path.stem == named[1] and f"in {path.parent} and run again" in again.stderr]
+        is_last = not [other for other in path.parent.glob("checkpoint-*.pt") if other != path]
+        then = "starts from its first step" if is_last else "goes on from step "
+        assert f"this stage then {then}" in again.stderr
+        path.unlink()
+        path.with_suffix(".json").unlink()
+    assert left < len(checkpoints)
     assert program.report(output)["models"] == finished.report["models"]
 
 
