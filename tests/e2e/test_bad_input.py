@@ -115,21 +115,18 @@ def test_damaged_checkpoint_is_named(finished: Finished, make_program: Callable[
     damage = re.compile(
         r"\S+\.pt is damaged: expected \d+ bytes with sha256 [0-9a-f]{64}, got \d+ bytes; delete (\S+)\.json and "
     )
-    for left in reversed(range(len(checkpoints) + 1)):
-        again = program("run", str(program.preset), "--output", str(output))
-        if again.returncode == 0:
-            break
-        assert left, again.stderr
+    left = list(checkpoints)
+    while (again := program("run", str(program.preset), "--output", str(output))).returncode:
         assert again.returncode == 1
         named = damage.search(again.stderr)
         assert named is not None, again.stderr
-        (path,) = [path for path in checkpoints if path.stem == named[1] and f"in {path.parent} and run again" in again.stderr]
-        is_last = not [other for other in path.parent.glob("checkpoint-*.pt") if other != path]
-        then = "starts from its first step" if is_last else "goes on from step "
+        (path,) = [path for path in left if path.stem == named[1] and f"in {path.parent} and run again" in again.stderr]
+        left.remove(path)
+        then = "goes on from step " if any(other.parent == path.parent for other in left) else "starts from its first step"
         assert f"this stage then {then}" in again.stderr
         path.unlink()
         path.with_suffix(".json").unlink()
-    assert left < len(checkpoints)
+    assert len(left) < len(checkpoints)
     assert program.report(output)["models"] == finished.report["models"]
 
 
