@@ -223,9 +223,8 @@ def _dismiss(crew: Crew, parts: list[Part]) -> None:
         elif not part.is_lost:
             continue
         if crew.is_remote and not stopping.is_set():
-            with suppress(
-                ObjectNotFound, httpx.HTTPError
-            ):  # it never began; or the work is done, whether Prefect learns of this or not
+            # one that never began is not known there, and the work is done whether or not Prefect learns of this
+            with suppress(ObjectNotFound, httpx.HTTPError):
                 asyncio.run(_tell_prefect(part.future))
 
 
